@@ -1,0 +1,1 @@
+"""What a person types: the `blsp` command, recipes, and the entry that `deepspeed` starts."""
