@@ -1,0 +1,292 @@
+"""What a recipe may say: strict, frozen models of the three kinds `train`, `shard` and `eval`.
+
+A recipe arrives as plain values (`launcher.recipe_files` reads the YAML and puts file and line on every error) and leaves
+checked: an unknown key, a value of the wrong type and a contradiction between two fields are all refused here. Types are
+strict (`"3"` is not 3); a relative path is relative to the current directory; `llm` and `encoder` are folders or hub ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic_core import PydanticCustomError
+
+Module = Literal["adapter", "encoder", "lora", "classifier"]
+Problem = tuple[tuple[str, ...], str]  # where (a path of field names) and what is wrong with it, in words
+
+T = TypeVar("T")
+FilePath = Annotated[Path, Field(strict=False)]  # strict pydantic takes no text for a path
+Listed = Annotated[tuple[T, ...], Field(strict=False)]  # nor a list for a tuple
+NonEmpty = Annotated[tuple[T, ...], Field(strict=False, min_length=1)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """Strict and frozen. A subclass reports what its fields say of each other by yielding from `problems`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    def problems(self) -> Iterator[Problem]:
+        """Contradictions between valid fields, each with the remedy."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _refuse_problems(self) -> Self:
+        found = list(self.problems())
+        if found:
+            lines = "; ".join(f"{'.'.join(place)}: {what}" for place, what in found)
+            raise PydanticCustomError("contradiction", "{lines}", {"lines": lines, "problems": found})
+        return self
+
+
+class AdapterSection(Section):
+    bottleneck: PositiveInt = Field(512, description="width of the adapter's bottleneck layer")
+
+
+class LoraSection(Section):
+    rank: PositiveInt = Field(16, description="rank of the low-rank matrices")
+    alpha: PositiveFloat = Field(16.0, description="the delta is scaled by alpha / rank")
+    dropout: float = Field(0.05, ge=0, lt=1, description="dropout on the input of the delta")
+    scope: Literal["speech", "all"] = Field("speech", description="positions that get the delta: speech only, or all")
+    targets: NonEmpty[str] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        description="names of the linear layers of each block that get a delta",
+    )
+
+
+class ModelSection(Section):
+    llm: Text = Field(description="the chat LLM: a folder or a hub id")
+    encoder: Text = Field(description="the Whisper whose encoder hears: a folder or a hub id")
+    revision: str | None = Field(None, description="hub revision of the LLM; null for the newest")
+    audio_window: str = Field(
+        "30s",
+        pattern=r"^(30s|exact|tail:[0-9]+(\.[0-9]+)?)$",
+        description="what the encoder hears: '30s' (padded, as Whisper was trained), 'exact', or 'tail:N' seconds of silence",
+    )
+    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="number format of every part")
+    adapter: AdapterSection = AdapterSection()
+    lora: LoraSection | None = Field(None, description="LoRA on the LLM; null for none")
+    init: FilePath | None = Field(
+        None, description="run folder of the earlier stage, whose export this run starts from"
+    )
+
+
+class StageSection(Section):
+    train: NonEmpty[Module] = Field(description="the modules that learn; all others stay as they are")
+    losses: dict[Literal["kl", "ce", "emotion"], PositiveFloat] = Field(
+        min_length=1,
+        description="weight of each loss: kl to the text LLM, ce on the continuation, emotion of the classifier",
+    )
+    kl_temperature: PositiveFloat = Field(2.0, description="both sides' logits are divided by it in the kl loss")
+    prompts: dict[Literal["continue", "continue_tone", "identify"], PositiveFloat] = Field(
+        min_length=1, description="share of clips trained under each prompt"
+    )
+
+    def problems(self) -> Iterator[Problem]:
+        if len(set(self.train)) < len(self.train):
+            yield ("train",), "names a module twice; name each once"
+        if "emotion" in self.losses and "classifier" not in self.train:
+            yield ("losses", "emotion"), "needs the classifier; add 'classifier' to stage.train or remove the loss"
+        if "classifier" in self.train and "emotion" not in self.losses:
+            yield ("train",), "the classifier learns only from the emotion loss; add stage.losses.emotion or remove it"
+        if "kl" in self.losses and set(self.prompts) != {"continue"}:
+            yield (
+                ("losses", "kl"),
+                "the text LLM is its own teacher only under the prompt 'continue'; use ce, or prompts: {continue: 1}",
+            )
+        if "lora" in self.train and not {"kl", "ce"} & set(self.losses):
+            yield ("train",), "lora learns only through the LLM's output; add the loss kl or ce, or remove lora"
+
+
+class DataSection(Section):
+    shards: FilePath = Field(description="shard set to learn from (what `blsp shard` wrote)")
+    clips_per_step: float = Field(ge=1, description="clips per optimizer step, as an expectation")
+    micro_batches: PositiveInt = Field(24, description="equal parts of a step that the ranks take in turn")
+    num_workers: NonNegativeInt = Field(0, description="reader processes per rank; 0 reads in the training process")
+    seed: NonNegativeInt = Field(1, description="fixes the order of clips, dropout and new weights")
+
+
+class OptimSection(Section):
+    lr: dict[Module, PositiveFloat] = Field(description="peak learning rate of each module that trains")
+    weight_decay: float = Field(0.05, ge=0)
+    betas: tuple[float, float] = Field((0.9, 0.999), strict=False, description="AdamW's decay rates")
+    clip_norm: PositiveFloat = Field(1.0, description="the gradient's norm is clipped to it")
+    schedule: Literal["linear", "cosine"] = Field("linear", description="how the rate falls to 0 after the warm-up")
+    warmup_steps: NonNegativeInt = Field(description="steps over which the rate rises to its peak")
+    epochs: PositiveInt | None = Field(None, description="passes over the data; or give steps")
+    steps: PositiveInt | None = Field(None, description="optimizer steps; or give epochs")
+
+    def problems(self) -> Iterator[Problem]:
+        if (self.epochs is None) == (self.steps is None):
+            yield ("epochs",), "give exactly one of optim.epochs and optim.steps"
+        if self.steps is not None and self.warmup_steps >= self.steps:
+            yield (
+                ("warmup_steps",),
+                f"{self.warmup_steps} is not below optim.steps = {self.steps}; warm up for fewer steps",
+            )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            yield ("betas",), f"{list(self.betas)} must both be at least 0 and below 1"
+
+
+# Keys of the generated DeepSpeed JSON that follow from the recipe, and the field that decides them.
+_DECIDED_BY = {
+    "train_batch_size": "data.clips_per_step",
+    "train_micro_batch_size_per_gpu": "data.micro_batches",
+    "gradient_accumulation_steps": "data.micro_batches",
+    "gradient_clipping": "optim.clip_norm",
+    "optimizer": "optim",
+    "scheduler": "optim.schedule",
+    "bf16": "model.dtype",
+    "fp16": "model.dtype",
+}
+
+
+class EngineSection(Section):
+    zero_stage: int = Field(3, ge=0, le=3, description="DeepSpeed ZeRO stage")
+    gradient_checkpointing: Listed[Literal["encoder", "llm"]] = Field(
+        (), description="parts that recompute activations in the backward pass to save memory"
+    )
+    checkpoint_every_steps: PositiveInt = Field(description="a checkpoint is also written at the end")
+    keep_checkpoints: PositiveInt = Field(2, description="newest checkpoints that are kept")
+    log_every_steps: PositiveInt = Field(10, description="how often a line goes to log.jsonl and TensorBoard")
+    deepspeed: dict[str, Any] = Field({}, description="keys merged into the generated DeepSpeed JSON")
+
+    def problems(self) -> Iterator[Problem]:
+        for key, field in _DECIDED_BY.items():
+            if key in self.deepspeed:
+                yield ("deepspeed", key), f"follows from {field}; set that instead"
+        zero = self.deepspeed.get("zero_optimization", {})
+        if isinstance(zero, dict) and "stage" in zero:
+            yield ("deepspeed", "zero_optimization", "stage"), "follows from engine.zero_stage; set that instead"
+
+
+class TrainRecipe(Section):
+    """One stage of training, into one run folder."""
+
+    kind: Literal["train"]
+    run: FilePath = Field(description="run folder: checkpoints, export, log.jsonl, tensorboard, recipe.yaml")
+    model: ModelSection
+    stage: StageSection
+    data: DataSection
+    optim: OptimSection
+    engine: EngineSection
+
+    def problems(self) -> Iterator[Problem]:
+        for module in self.stage.train:
+            if module not in self.optim.lr:
+                yield ("optim", "lr"), f"has no rate for {module!r}, which stage.train names; add optim.lr.{module}"
+        for module in self.optim.lr:
+            if module not in self.stage.train:
+                yield ("optim", "lr", module), f"{module!r} does not train; remove the rate or add it to stage.train"
+        if "lora" in self.stage.train and self.model.lora is None:
+            yield (
+                ("model", "lora"),
+                "stage.train names lora; add the section model.lora (rank, alpha) or remove it there",
+            )
+        if self.model.lora is not None and "lora" not in self.stage.train and self.model.init is None:
+            yield ("model", "lora"), "nothing trains it; add 'lora' to stage.train or remove model.lora"
+        if self.model.init is not None and self.model.init == self.run:
+            yield (
+                ("model", "init"),
+                "is the run folder itself; name the folder of the earlier stage, or another for run",
+            )
+        for part in self.engine.gradient_checkpointing:
+            if part == "encoder" and "encoder" not in self.stage.train:
+                yield (
+                    ("engine", "gradient_checkpointing"),
+                    "the encoder is frozen: nothing to recompute; remove 'encoder'",
+                )
+
+
+class WriterSection(Section):
+    llm: Text = Field(description="the chat LLM that writes the continuations: a folder or a hub id")
+    revision: str | None = Field(None, description="hub revision; null for the newest")
+    prompt: Literal["continue", "continue_emotion"] = Field(
+        description="continue: the words alone (stage 1); continue_emotion: the LLM also sees the label (stage 2)"
+    )
+    max_new_tokens: PositiveInt = Field(48, description="a longer continuation is cut and teaches no end of turn")
+    batch_size: PositiveInt = Field(32, description="utterances per generation batch")
+
+
+class ShardRecipe(Section):
+    """Manifests in, one shard set of audio and continuations out."""
+
+    kind: Literal["shard"]
+    manifests: NonEmpty[FilePath] = Field(description="manifests to read (what `blsp manifest` wrote)")
+    out: FilePath = Field(description="folder of the shard set")
+    writer: WriterSection
+    clips_per_shard: PositiveInt = Field(1000, description="utterances per tar file")
+    cpu_actors: PositiveInt | None = Field(None, description="processes that decode and encode audio; null: all cores")
+    llm_actors: PositiveInt = Field(1, description="copies of the LLM that write")
+    ray_address: str | None = Field(None, description="address of a running Ray cluster; null: this machine")
+
+
+class TextSystem(Section):
+    """The LLM given the true transcript: words without a voice."""
+
+    type: Literal["text"]
+    name: Text
+    llm: Text
+
+
+class CascadeSystem(Section):
+    """The LLM given what a speech recogniser heard."""
+
+    type: Literal["cascade"]
+    name: Text
+    asr: Text = Field(description="the speech recogniser: a folder or a hub id")
+    llm: Text
+
+
+class LinearSystem(Section):
+    """A linear classifier on the mean log-mel spectrum: the trivial baseline for emotion."""
+
+    type: Literal["linear"]
+    name: Text
+    train: FilePath = Field(description="manifest with emotions to fit it on")
+
+
+class SpeechSystem(Section):
+    """A model of ours, from the export in a run folder."""
+
+    type: Literal["speech"]
+    name: Text
+    run: FilePath
+
+
+System = Annotated[TextSystem | CascadeSystem | LinearSystem | SpeechSystem, Field(discriminator="type")]
+
+
+class EvalRecipe(Section):
+    """One test manifest, several systems, one table."""
+
+    kind: Literal["eval"]
+    manifest: FilePath = Field(description="test utterances with text and emotion")
+    out: FilePath = Field(description="folder of the result")
+    llm: Text = Field(description="the text LLM whose own continuations are the references: a folder or a hub id")
+    max_new_tokens: PositiveInt = 48
+    batch_size: PositiveInt = 32
+    systems: NonEmpty[System]
+
+    def problems(self) -> Iterator[Problem]:
+        names = [system.name for system in self.systems]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            yield ("systems",), f"two systems are named {name!r}; give each its own name"
+
+
+Recipe = TrainRecipe | ShardRecipe | EvalRecipe
+KINDS: dict[str, type[TrainRecipe] | type[ShardRecipe] | type[EvalRecipe]] = {
+    "train": TrainRecipe,
+    "shard": ShardRecipe,
+    "eval": EvalRecipe,
+}
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The resolved recipe, defaults filled in, as YAML that reads back to an equal recipe."""
+    text: str = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    return text
