@@ -1,8 +1,9 @@
 """What a recipe may say: strict, frozen models of the three kinds `train`, `shard` and `eval`.
 
-A recipe arrives as plain values (`launcher.recipe_files` reads the YAML and puts file and line on every error) and leaves
-checked: an unknown key, a value of the wrong type and a contradiction between two fields are all refused here. Types are
-strict (`"3"` is not 3); a relative path is relative to the current directory; `llm` and `encoder` are folders or hub ids.
+A recipe arrives as plain values (`launcher.recipe_files` reads the YAML and puts file and line on every error) and
+leaves checked: an unknown key, a value of the wrong type and a contradiction between two fields are all refused here.
+Types are strict (`"3"` is not 3); a relative path is relative to the current directory; `llm` and `encoder` are folders
+or hub ids.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class ModelSection(Section):
     audio_window: str = Field(
         "30s",
         pattern=r"^(30s|exact|tail:[0-9]+(\.[0-9]+)?)$",
-        description="what the encoder hears: '30s' (padded, as Whisper was trained), 'exact', or 'tail:N' seconds of silence",
+        description="what the encoder hears: '30s' (padded), 'exact', or 'tail:N' (N seconds of silence after the end)",
     )
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="number format of every part")
     adapter: AdapterSection = AdapterSection()

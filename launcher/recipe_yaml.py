@@ -1,0 +1,170 @@
+"""A recipe's YAML as plain values that remember their lines.
+
+Scalars are read as YAML 1.2 reads them, because YAML 1.1 takes `1e-4` for text and `no` for false. Keys that appear
+twice, aliases and custom tags are refused. An override `section.field=value` replaces the value in the file, and an
+error in it is reported under its own text instead of a line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Place = tuple[str | int, ...]
+
+
+class RecipeError(ValueError):
+    """One or more lines, each saying where and what."""
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with the scalars of YAML 1.2's core schema."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012, PyYAML's own hook
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.current_event.start_mark
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not used in recipes", mark)
+        return super().compose_node(parent, index)
+
+
+for _tag, _pattern, _first in (
+    ("bool", r"true|false", "tf"),
+    ("null", r"null|~|", "n~"),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", "-+0123456789."),
+):
+    _firsts: list[str | None] = [*_first, *([""] if _tag == "null" else [])]
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _firsts)
+
+
+class RecipeYaml:
+    """`values`, where each of them came from (`origin`), and the `errors` met on the way, one line each."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads the file. Raises RecipeError when it is not a mapping in YAML at all."""
+        self.path = path
+        self.errors: list[str] = []
+        self._override: str | None = None
+        self._origins: dict[Place, str] = {(): f"{path}:1"}
+        try:
+            root = _compose(path.read_text("utf-8"))
+        except UnicodeDecodeError:
+            raise RecipeError(f"{path}: not a text file in UTF-8; a recipe is a YAML file") from None
+        except yaml.YAMLError as error:
+            mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+            raise RecipeError(f"{path}:{_line(mark)}: not valid YAML: {_problem(error)}") from None
+        if root is None:
+            raise RecipeError(f"{path}: the recipe is empty; `blsp ls` lists recipes to copy")
+        self.values: Any = self._plain(root, ())
+        if not isinstance(self.values, dict):
+            raise RecipeError(f"{path}:1: a recipe is a mapping of sections, not {type(self.values).__name__}")
+
+    def origin(self, place: Place) -> str:
+        """`file:line`, or the override, of the nearest enclosing value that is written down."""
+        while place not in self._origins:
+            place = place[:-1]
+        return self._origins[place]
+
+    def override(self, text: str) -> None:
+        """Applies `section.field=value`; a part of the path that is a number is a position in a list."""
+        path, equals, value = text.partition("=")
+        keys = path.strip().split(".")
+        self._override = f"override {text!r}"
+        if not equals or not all(keys):
+            self.errors.append(f"{self._override}: expected section.field=value")
+            return
+        try:
+            root = _compose(value)
+        except yaml.YAMLError as error:
+            self.errors.append(f"{self._override}: the value is not YAML: {_problem(error)}")
+            return
+        target = self._container_of(keys)
+        if target is not None:
+            container, place = target
+            self._origins = {known: at for known, at in self._origins.items() if known[: len(place)] != place}
+            self._origins[place] = self._override
+            container[place[-1]] = None if root is None else self._plain(root, place)
+
+    def _container_of(self, keys: Sequence[str]) -> tuple[Any, Place] | None:
+        """What holds the last key, made on the way where the file leaves a section out; None after an error."""
+        container: Any = self.values
+        place: Place = ()
+        for depth, key in enumerate(keys):
+            if isinstance(container, list):
+                if not key.isdecimal() or int(key) >= len(container):
+                    what = f"is a list of {len(container)}; say which, from 0 to {len(container) - 1}"
+                    self.errors.append(f"{self._override}: {dotted(place)} {what}")
+                    return None
+                place = (*place, int(key))
+            elif isinstance(container, dict):
+                place = (*place, key)
+                if depth < len(keys) - 1 and container.get(key) is None:
+                    container[key] = {}
+                    self._origins[place] = str(self._override)
+            else:
+                self.errors.append(f"{self._override}: {dotted(place)} is {container!r}, which has no fields")
+                return None
+            if depth < len(keys) - 1:
+                container = container[place[-1]]
+        return container, place
+
+    def _plain(self, node: yaml.Node, place: Place) -> Any:
+        """The node's values. Notes where each key stands; keys that appear twice become errors."""
+        if isinstance(node, yaml.SequenceNode):
+            for index, item in enumerate(node.value):
+                self._origins[(*place, index)] = self._where(item)
+            return [self._plain(item, (*place, index)) for index, item in enumerate(node.value)]
+        if not isinstance(node, yaml.MappingNode):
+            return self._scalar(node, place)
+        values: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = str(key_node.value)
+            inside = (*place, key)
+            if key in values:
+                self.errors.append(f"{self._where(key_node)}: {dotted(inside)}: appears twice; keep one")
+                continue
+            self._origins[inside] = self._where(key_node)
+            values[key] = self._plain(value_node, inside)
+        return values
+
+    def _scalar(self, node: yaml.Node, place: Place) -> Any:
+        loader = _Loader("")
+        try:
+            return loader.construct_object(node)
+        except (yaml.YAMLError, ValueError):
+            self.errors.append(f"{self.origin(place)}: {dotted(place)}: {node.value!r} cannot be read as {node.tag}")
+            return None
+        finally:
+            loader.dispose()
+
+    def _where(self, node: yaml.Node) -> str:
+        return self._override or f"{self.path}:{_line(node.start_mark)}"
+
+
+def dotted(place: Iterable[str | int]) -> str:
+    """`('systems', 0, 'run')` as people write it: `systems.0.run`."""
+    return ".".join(map(str, place))
+
+
+def _compose(text: str) -> yaml.Node | None:
+    loader = _Loader(text)
+    try:
+        node: yaml.Node | None = loader.get_single_node()
+        return node
+    finally:
+        loader.dispose()
+
+
+def _line(mark: yaml.Mark | None) -> int:
+    return 1 if mark is None else mark.line + 1
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    what = (error.problem or error.context) if isinstance(error, yaml.MarkedYAMLError) else None
+    return what or " ".join(str(error).split())
