@@ -1,0 +1,51 @@
+"""EmoDB, the Berlin database of emotional speech: ten actors, ten German sentences, seven emotions.
+
+    wav/03a01Fa.wav    speaker 03, sentence a01, emotion F (Freude), take a
+
+Of the seven letters four have a place among our emotions (there is no surprise); fear, disgust and boredom are
+rejected and counted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from shards.manifest import Reject
+from shards.sample import Utterance
+
+_NAME = re.compile(r"(?P<speaker>\d\d)(?P<sentence>[ab]\d\d)(?P<emotion>[WLEAFTN])(?P<take>[a-z])")
+_EMOTIONS = {"N": "neutral", "F": "happy", "W": "angry", "T": "sad"}
+_OTHER_EMOTIONS = {"A": "fear", "E": "disgust", "L": "boredom"}
+_SENTENCES = {
+    "a01": "Der Lappen liegt auf dem Eisschrank.",
+    "a02": "Das will sie am Mittwoch abgeben.",
+    "a04": "Heute abend könnte ich es ihm sagen.",
+    "a05": "Das schwarze Stück Papier befindet sich da oben neben dem Holzstück.",
+    "a07": "In sieben Stunden wird es soweit sein.",
+    "b01": "Was sind denn das für Tüten, die da unter dem Tisch stehen?",
+    "b02": "Sie haben es gerade hochgetragen und jetzt gehen sie wieder runter.",
+    "b03": "An den Wochenenden bin ich jetzt immer nach Hause gefahren und habe Agnes besucht.",
+    "b09": "Ich will das eben wegbringen und dann mit Karl was trinken gehen.",
+    "b10": "Die wird auf dem Platz sein, wo wir sie immer hinlegen.",
+}
+
+
+def read(root: Path) -> Iterator[Utterance | Reject]:
+    """Yields an utterance or a reject per wav file, by name. Raises ValueError when `root` has no folder `wav`."""
+    folder = root.absolute() / "wav"
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; EmoDB's root holds a folder 'wav' with files like 03a01Fa.wav")
+    for path in sorted(folder.glob("*.wav")):
+        name = _NAME.fullmatch(path.stem)
+        if name is None or name["sentence"] not in _SENTENCES:
+            yield Reject(str(path), "unreadable", f"{path.name!r} is not a name of EmoDB's, such as 03a01Fa.wav")
+        elif name["emotion"] in _OTHER_EMOTIONS:
+            emotion = _OTHER_EMOTIONS[name["emotion"]]
+            yield Reject(str(path), "unknown_emotion", f"{emotion} has no place among the five emotions")
+        else:
+            yield Utterance(
+                id=f"emodb-{path.stem}", audio=str(path), text=_SENTENCES[name["sentence"]], corpus="emodb",
+                emotion=_EMOTIONS[name["emotion"]], speaker=name["speaker"], language="de", licence="free",
+            )  # fmt: skip

@@ -1,0 +1,47 @@
+"""Any corpus that is described by one JSON object per line.
+
+    {"audio": "wav/0001.flac", "text": "I saw it.", "emotion": "happy"}
+
+The three fields are the authors' own format; `emotion` may be left out, and every other field of `Utterance` may be
+given. The audio path is relative to the file's folder. Without an `id` the path without its ending is the id; without
+a `corpus` the name of the file is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from shards.manifest import Reject, parse_line
+from shards.sample import EMOTIONS, Utterance
+
+
+def read(root: Path) -> Iterator[Utterance | Reject]:
+    """Yields an utterance or a reject per line, in file order. Raises ValueError when `root` is not a file."""
+    if not root.is_file():
+        raise ValueError(f"{root}: not a file; the reader 'jsonl' takes a .jsonl file")
+    with root.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield _read_line(line, f"{root}:{number}", root)
+
+
+def _read_line(line: bytes, source: str, root: Path) -> Utterance | Reject:
+    try:
+        record = parse_line(line)
+        emotion = record.get("emotion")
+        if isinstance(emotion, str) and emotion not in EMOTIONS:
+            return Reject(source, "unknown_emotion", f"unknown emotion {emotion!r}; known are {', '.join(EMOTIONS)}")
+        audio = record.get("audio")
+        if isinstance(audio, str):
+            record = {"id": str(PurePosixPath(audio).with_suffix("")), "corpus": root.stem} | record
+        utterance = Utterance.from_json(record)
+    except ValueError as error:
+        return Reject(source, "bad_json", str(error))
+    if not utterance.text.strip():
+        return Reject(source, "no_text", "the text is empty")
+    path = root.absolute().parent / utterance.audio
+    if not path.is_file():
+        return Reject(source, "missing_audio", f"{path}: no such file")
+    return dataclasses.replace(utterance, audio=str(path))
