@@ -1,0 +1,32 @@
+# Needs python3 (3.11 or newer), make and a C++ compiler. The first target makes .venv and installs; later ones reuse it.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test test-fast check clean
+
+quickstart: .venv/installed
+	$(BIN)/blsp quickstart
+
+test: check
+	$(BIN)/python -m pytest
+
+test-fast: .venv/installed
+	$(BIN)/python -m pytest -m "not slow"
+
+check: .venv/installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis quickstart
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch first: whatever needs it then finds the pinned build instead of choosing one.
+.venv/installed: setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed, $(PYTHON) is older; use: make PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,miniature]'
+	@touch $@
