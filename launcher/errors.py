@@ -1,7 +1,7 @@
 """What a person sees when something goes wrong: one sentence, and an exit code that scripts can tell apart.
 
-2: the input is wrong (ValueError). 1: the machine refused (OSError). 130: stopped with Ctrl-C. Anything else is a bug of
-ours and keeps its traceback.
+2: the input is wrong (ValueError). 1: the machine refused (OSError). 130: stopped with Ctrl-C. Anything else is a bug
+of ours and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def exit_code_of(action: Callable[[], int | None], *, debug: bool, name: str = "
     except (ValueError, OSError) as error:
         if debug:
             raise
-        print(f"{name}: {_sentence(error)}", file=sys.stderr)
+        sentence = _sentence(error)
+        # Several errors are several lines that each begin with their file.
+        print(sentence if "\n" in sentence else f"{name}: {sentence}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
 
 

@@ -1,4 +1,4 @@
-"""How far a long command is: a bar on a terminal, one plain line every few seconds elsewhere."""
+"""How far a long command is: a bar per phase on a terminal, one plain line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -15,47 +15,57 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 class Progress:
-    """`with Progress("shards", total=12, unit="clips") as progress: progress.update(3, "1 rejected")`."""
+    """`with Progress() as progress: progress.update("clips written", 340, 1200, "3 rejected")`."""
 
-    def __init__(self, title: str, total: int, unit: str) -> None:
-        self.title, self.total, self.unit = title, total, unit
-        self._start_s = self._printed_s = time.monotonic()
-        self._last = (0, "")
-        self._bar: RichProgress | None = None
+    def __init__(self) -> None:
+        self._phase = ""
+        self._bars: RichProgress | None = None
         if sys.stdout.isatty():
-            self._bar = RichProgress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
-                TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("[dim]{task.fields[note]}"),
-                console=Console(file=sys.stdout),
+            self._bars = RichProgress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                TimeRemainingColumn(), TextColumn("[dim]{task.fields[note]}"), console=Console(file=sys.stdout),
             )  # fmt: skip
-            self._task = self._bar.add_task(title, total=total, note="")
 
-    def update(self, done: int, note: str = "") -> None:
-        """`done` counts from the beginning of the whole, `note` is a few words such as the loss."""
-        self._last = (done, note)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, note=note)
+    def update(self, phase: str, done: int, total: int, note: str = "") -> None:
+        """`done` of `total` in this phase; `note` is a few words, such as the loss. A new name begins a new phase."""
+        if phase != self._phase:
+            self._begin(phase, total, note)
+        self._state = (done, total, note)
+        if self._bars is not None:
+            self._bars.update(self._bar, completed=done, total=total, note=note)
         elif time.monotonic() - self._printed_s >= _SECONDS_BETWEEN_LINES:
             self._print_line()
 
+    def _begin(self, phase: str, total: int, note: str) -> None:
+        self._end()
+        self._phase = phase
+        self._began_s = self._printed_s = time.monotonic()
+        if self._bars is not None:
+            self._bar = self._bars.add_task(phase, total=total, note=note)
+
+    def _end(self) -> None:
+        if self._phase and self._bars is not None:
+            self._bars.stop_task(self._bar)
+        elif self._phase:
+            self._print_line()
+
     def _print_line(self) -> None:
-        done, note = self._last
+        done, total, note = self._state
         self._printed_s = time.monotonic()
-        elapsed_s = self._printed_s - self._start_s
-        parts = [f"{self.title}: {done}/{self.total} {self.unit}", f"{elapsed_s:.0f} s"]
-        if 0 < done < self.total:
-            parts.append(f"about {elapsed_s / done * (self.total - done):.0f} s left")
+        elapsed_s = self._printed_s - self._began_s
+        parts = [f"{self._phase}: {done}/{total}", f"{elapsed_s:.0f} s"]
+        if 0 < done < total:
+            parts.append(f"about {elapsed_s / done * (total - done):.0f} s left")
         print(", ".join([*parts, note] if note else parts), flush=True)
 
     def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
+        if self._bars is not None:
+            self._bars.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-        else:
-            self._print_line()
+        self._end()
+        if self._bars is not None:
+            self._bars.stop()

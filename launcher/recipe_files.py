@@ -25,9 +25,10 @@ def find(name: str | Path) -> Path:
     if path.is_file():
         return path
     shipped = {file.stem: file for file in shipped_recipes()}
-    if str(name).removesuffix(".yaml") in shipped:
-        return shipped[str(name).removesuffix(".yaml")]
-    nearest = difflib.get_close_matches(path.stem, shipped, n=1, cutoff=0.5)
+    stem = path.name.removesuffix(".yaml")
+    if stem in shipped and path.parent == Path():
+        return shipped[stem]
+    nearest = difflib.get_close_matches(stem, shipped, n=1, cutoff=0.5)
     hint = f"the nearest is {nearest[0]!r}; " if nearest else ""
     raise RecipeError(f"no recipe file or shipped recipe {str(name)!r}; {hint}`blsp ls` lists them")
 

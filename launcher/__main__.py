@@ -1,0 +1,5 @@
+"""`python -m launcher` is `blsp`."""
+
+from launcher.cli import main
+
+main()

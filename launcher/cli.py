@@ -1,0 +1,177 @@
+"""The `blsp` command: parses, composes, calls. Every verb imports what it needs when it runs, so `--help` is quick."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from launcher.errors import exit_code_of
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a name that `blsp ls` shows.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[SECTION.FIELD=VALUE]...", help="Replace values of the recipe.")
+]
+
+
+class _Group(TyperGroup):
+    """Turns what a verb raises into one sentence and an exit code."""
+
+    def invoke(self, ctx: Any) -> None:
+        raise typer.Exit(exit_code_of(lambda: super(_Group, self).invoke(ctx), debug=ctx.params["debug"]))
+
+
+app = typer.Typer(
+    cls=_Group,
+    help="Teach a chat LLM to hear what is said and how it is said.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Entry point of the console script. `--debug` may stand anywhere."""
+    arguments = sys.argv[1:]
+    debug = [argument for argument in arguments if argument == "--debug"]
+    app(args=debug + [argument for argument in arguments if argument != "--debug"], prog_name="blsp")
+
+
+@app.callback()
+def _options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+    pass
+
+
+@app.command("ls")
+def list_recipes() -> None:
+    """List the recipes that come with the package."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from launcher.recipe_files import load, shipped_recipes
+
+    table = Table("name", "for", "what it does", box=None, header_style="bold")
+    for path in shipped_recipes():
+        about = path.read_text("utf-8").split("\n", maxsplit=1)[0].removeprefix("#").strip()
+        table.add_row(path.stem, f"blsp {load(path).kind}", about)
+    Console().print(table)
+
+
+@app.command("cp")
+def copy_recipe(
+    name: RecipeName, path: Annotated[Path, typer.Argument(metavar="PATH", help="Where to; never overwrites.")]
+) -> None:
+    """Copy a recipe to a file of your own."""
+    from launcher.recipe_files import find
+
+    text = find(name).read_text("utf-8")
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise ValueError(f"{path}: already there; choose another name or remove it first") from None
+    print(f"{path}: copied; edit it, then `blsp validate {path}`")
+
+
+@app.command()
+def validate(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Check a recipe, and print it with every default filled in."""
+    from blsp.recipe import to_yaml
+    from launcher.recipe_files import load
+
+    print(to_yaml(load(recipe, overrides or [])), end="")
+
+
+@app.command()
+def manifest(
+    reader: Annotated[str, typer.Argument(metavar="READER", help="The corpus's layout: jsonl, emodb.")],
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="The corpus: its folder, or the .jsonl file.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Manifest to write; rejects go to OUT.rejects.jsonl beside it.")
+    ],
+) -> None:
+    """Read a corpus into a manifest."""
+    from launcher import data
+
+    data.manifest(reader, root, out)
+
+
+@app.command()
+def shard(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Let the LLM write continuations, and pack them with the audio into shards."""
+    from blsp.recipe import ShardRecipe
+    from launcher import data
+    from launcher.recipe_files import load_kind
+
+    data.shard(load_kind(ShardRecipe, recipe, overrides or []))
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    hostfile: Annotated[Path | None, typer.Option(help="Hosts to train on (see hostfile.example).")] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes on this host; default: one per GPU, one without a GPU.")
+    ] = None,
+) -> None:
+    """Train one stage, or go on from its last checkpoint."""
+    from blsp.recipe import TrainRecipe
+    from launcher import start
+    from launcher.recipe_files import find, load_kind
+
+    overrides = overrides or []
+    load_kind(TrainRecipe, recipe, overrides)  # before any process starts
+    debug = context.find_root().params["debug"]
+    arguments = start.command(find(recipe), overrides, hostfile=hostfile, processes=processes, debug=debug)
+    raise typer.Exit(start.run(arguments, processes))
+
+
+@app.command("eval")
+def evaluate(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Measure what systems hear on a test manifest."""
+    from blsp.recipe import EvalRecipe
+    from launcher import use
+    from launcher.recipe_files import load_kind
+
+    use.evaluate(load_kind(EvalRecipe, recipe, overrides or []))
+
+
+@app.command()
+def report(
+    evaluation: Annotated[Path, typer.Argument(metavar="EVAL_DIR", help="Folder that `blsp eval` wrote.")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="[RUN]... OUT.html", help="Run folders, for their curves; last, the page to write."),
+    ],
+) -> None:
+    """Put an evaluation and its training runs on one page of HTML."""
+    from launcher import use
+
+    use.report(evaluation, runs=paths[:-1], out=paths[-1])
+
+
+@app.command()
+def chat(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a trained model.")],
+    wavs: Annotated[list[Path] | None, typer.Argument(metavar="[WAV]...", help="Spoken turns, one file each.")] = None,
+) -> None:
+    """Talk to a trained model: it answers speech files and typed turns."""
+    from launcher import use
+
+    use.chat(run, wavs or [])
+
+
+@app.command()
+def quickstart(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where everything is written.")] = Path("quickstart"),
+    seed: Annotated[int, typer.Option(help="Of the synthesised voices, the order and the new weights.")] = 1,
+) -> None:
+    """The whole method in miniature on this machine's CPU, from synthesised speech to a report."""
+    from launcher import quickstart as miniature
+
+    miniature.run(folder, seed)
