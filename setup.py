@@ -10,7 +10,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["launcher*", "blsp*", "shards*", "cluster*"]),
-    package_data={"launcher": ["recipes/*.yaml"]},
+    package_data={"blsp": ["*.html"], "launcher": ["recipes/*.yaml"]},
     entry_points={"console_scripts": ["blsp = launcher.cli:main"]},
     install_requires=[
         "accelerate>=1.15,<2",  # transformers loads under ZeRO-3 only with it

@@ -49,12 +49,14 @@ def _options(debug: Annotated[bool, typer.Option("--debug", help="Show traceback
 def list_recipes() -> None:
     """List the recipes that come with the package."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from launcher.recipe_files import load, shipped_recipes
 
-    table = Table("name", "for", "what it does", box=None, header_style="bold")
-    for path in shipped_recipes():
+    table = Table(Column("name", no_wrap=True), "for", "what it does", box=None, header_style="bold")
+    paths = shipped_recipes()
+    table.columns[0].min_width = max(len(path.stem) for path in paths)
+    for path in paths:
         about = path.read_text("utf-8").split("\n", maxsplit=1)[0].removeprefix("#").strip()
         table.add_row(path.stem, f"blsp {load(path).kind}", about)
     Console().print(table)

@@ -1,0 +1,171 @@
+"""Every contradiction that a recipe can hold is refused at the field that must change."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from blsp.recipe import EvalRecipe, ShardRecipe, TrainRecipe, to_yaml
+
+STAGE1: dict[str, Any] = {
+    "kind": "train",
+    "run": "runs/stage1",
+    "model": {"llm": "llm", "encoder": "whisper"},
+    "stage": {"train": ["adapter"], "losses": {"kl": 1}, "prompts": {"continue": 1}},
+    "data": {"shards": "shards/asr", "clips_per_step": 768},
+    "optim": {"lr": {"adapter": 1e-4}, "warmup_steps": 1000, "epochs": 1},
+    "engine": {"checkpoint_every_steps": 200},
+}
+STAGE2: dict[str, Any] = {
+    **STAGE1,
+    "run": "runs/stage2",
+    "model": {"llm": "llm", "encoder": "whisper", "lora": {}, "init": "runs/stage1"},
+    "stage": {
+        "train": ["adapter", "encoder", "lora", "classifier"],
+        "losses": {"ce": 1, "emotion": 1},
+        "prompts": {"continue_tone": 2, "identify": 1},
+    },
+    "optim": {
+        "lr": {"adapter": 2e-5, "encoder": 2e-5, "lora": 2e-5, "classifier": 2e-5},
+        "warmup_steps": 200,
+        "epochs": 3,
+    },
+}
+REMOVED = object()
+
+
+def changed(recipe: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
+    recipe = copy.deepcopy(recipe)
+    *sections, field = place.split(".")
+    inner = recipe
+    for section in sections:
+        inner = inner[section]
+    inner.pop(field, None)
+    if value is not REMOVED:
+        inner[field] = value
+    return recipe
+
+
+def complaints(recipe: dict[str, Any]) -> list[tuple[str, str]]:
+    """(dotted place, what) of everything that is wrong with a train recipe."""
+    with pytest.raises(ValidationError) as refused:
+        TrainRecipe.model_validate(recipe)
+    found = []
+    for error in refused.value.errors():
+        for where, what in error.get("ctx", {}).get("problems", [((), error["msg"])]):
+            found.append((".".join(map(str, (*error["loc"], *where))), what))
+    return found
+
+
+def test_the_two_stages_are_valid_and_defaults_are_the_papers() -> None:
+    stage1 = TrainRecipe.model_validate(STAGE1)
+    assert stage1.stage.kl_temperature == 2
+    assert stage1.optim.weight_decay == 0.05
+    assert stage1.optim.clip_norm == 1
+    assert stage1.engine.zero_stage == 3
+    lora = TrainRecipe.model_validate(STAGE2).model.lora
+    assert lora is not None
+    assert (lora.rank, lora.alpha, lora.dropout, lora.scope) == (16, 16, 0.05, "speech")
+    assert "gate_proj" in lora.targets
+
+
+@pytest.mark.parametrize("recipe", [STAGE1, STAGE2], ids=["stage1", "stage2"])
+def test_the_resolved_recipe_reads_back_equal(recipe: dict[str, Any]) -> None:
+    resolved = TrainRecipe.model_validate(recipe)
+    assert TrainRecipe.model_validate(yaml.safe_load(to_yaml(resolved))) == resolved
+
+
+@pytest.mark.parametrize(
+    ("base", "place", "value", "complaint", "remedy"),
+    [
+        (STAGE1, "optim.lr", {}, "optim.lr", "add optim.lr.adapter"),
+        (STAGE1, "optim.lr.encoder", 1e-5, "optim.lr.encoder", "remove the rate"),
+        (STAGE1, "optim.steps", 2000, "optim.epochs", "exactly one"),
+        (STAGE1, "optim.epochs", REMOVED, "optim.epochs", "exactly one"),
+        (STAGE1, "stage.losses.emotion", 1, "stage.losses.emotion", "add 'classifier'"),
+        (STAGE1, "stage.train", ["adapter", "adapter"], "stage.train", "once"),
+        (STAGE1, "stage.prompts", {"continue_tone": 1}, "stage.losses.kl", "use ce"),
+        (STAGE1, "model.lora", {}, "model.lora", "nothing trains it"),
+        (STAGE1, "model.init", "runs/stage1", "model.init", "earlier stage"),
+        (STAGE1, "engine.gradient_checkpointing", ["encoder"], "engine.gradient_checkpointing", "remove 'encoder'"),
+        (STAGE1, "engine.deepspeed", {"fp16": {"enabled": True}}, "engine.deepspeed.fp16", "model.dtype"),
+        (STAGE1, "engine.deepspeed", {"zero_optimization": {"stage": 1}},
+         "engine.deepspeed.zero_optimization.stage", "engine.zero_stage"),
+        (STAGE1, "optim.betas", [0.9, 1.5], "optim.betas", "below 1"),
+        (STAGE2, "model.lora", None, "model.lora", "add the section model.lora"),
+        (STAGE2, "stage.losses", {"ce": 1}, "stage.train", "stage.losses.emotion"),
+        (STAGE2, "stage.losses", {"emotion": 1}, "stage.train", "add the loss kl or ce"),
+    ],
+)  # fmt: skip
+def test_a_contradiction_names_its_field_and_the_remedy(
+    base: dict[str, Any], place: str, value: Any, complaint: str, remedy: str
+) -> None:
+    [(where, what)] = complaints(changed(base, place, value))
+    assert where == complaint
+    assert remedy in what
+
+
+def test_warmup_longer_than_the_run_is_refused() -> None:
+    recipe = changed(changed(STAGE1, "optim.epochs", REMOVED), "optim.steps", 1000)
+    assert complaints(recipe) == [
+        ("optim.warmup_steps", "1000 is not below optim.steps = 1000; warm up for fewer steps")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("run", 3),
+        ("data.clips_per_step", "768"),
+        ("data.clips_per_step", float("nan")),
+        ("data.micro_batches", 0),
+        ("data.micro_batches", True),
+        ("model.audio_window", "31s"),
+        ("model.audio_window", "tail:"),
+        ("model.audio_window", "30s\n"),
+        ("model.llm", ""),
+        ("stage.train", []),
+        ("stage.losses", {}),
+        ("stage.losses.kl", 0),
+        ("engine.zero_stage", 4),
+        ("optim.nesterov", True),
+    ],
+)
+def test_values_of_the_wrong_type_or_range_are_refused(place: str, value: Any) -> None:
+    (where, _), *_ = complaints(changed(STAGE1, place, value))
+    assert where.startswith(place)
+
+
+@pytest.mark.parametrize("window", ["30s", "exact", "tail:2", "tail:0.5"])
+def test_audio_windows(window: str) -> None:
+    recipe = TrainRecipe.model_validate(changed(STAGE1, "model.audio_window", window))
+    assert recipe.model.audio_window == window
+
+
+def test_a_recipe_cannot_be_changed() -> None:
+    recipe = TrainRecipe.model_validate(STAGE1)
+    with pytest.raises(ValidationError, match="frozen"):
+        recipe.run = Path("elsewhere")  # type: ignore[misc]
+
+
+def test_shard_recipe_needs_a_manifest() -> None:
+    writer = {"llm": "llm", "prompt": "continue"}
+    recipe = {"kind": "shard", "manifests": ["a.jsonl"], "out": "shards", "writer": writer}
+    assert ShardRecipe.model_validate(recipe).manifests == (Path("a.jsonl"),)
+    with pytest.raises(ValidationError, match="manifests"):
+        ShardRecipe.model_validate({**recipe, "manifests": []})
+    with pytest.raises(ValidationError, match="prompt"):
+        ShardRecipe.model_validate({**recipe, "writer": {**writer, "prompt": "continue_tone"}})
+
+
+def test_systems_of_an_evaluation_are_told_apart_by_type_and_name() -> None:
+    systems = [{"type": "text", "name": "a", "llm": "llm"}, {"type": "speech", "name": "b", "run": "runs/x"}]
+    recipe = {"kind": "eval", "manifest": "m.jsonl", "out": "out", "llm": "llm", "systems": systems}
+    assert [system.type for system in EvalRecipe.model_validate(recipe).systems] == ["text", "speech"]
+    with pytest.raises(ValidationError, match="two systems are named 'a'"):
+        EvalRecipe.model_validate({**recipe, "systems": [systems[0], systems[0]]})
