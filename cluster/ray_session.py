@@ -1,0 +1,117 @@
+"""Ray for the length of a `with` block: a private one on this machine, or a cluster that is already there.
+
+Ray's own defaults are generous: a dashboard, usage reports, a world-readable token. Here there is no dashboard and no
+report, every connection needs a token, and the token and all session files lie in a folder only we can enter.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import secrets
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+_OBJECT_STORE_BYTES = 256 * 2**20  # texts and commit records pass through it, never audio
+_MAX_ROOT_LENGTH = 25  # characters; the kernel takes 107 in a socket's path, and Ray and we add 80
+_LOOPBACK = "127.0.0.2"  # Ray replaces 127.0.0.1 by the address of a network card; this one it leaves alone
+
+
+@contextmanager
+def ray_session(address: str | None = None, num_cpus: int | None = None) -> Iterator[None]:
+    """Run the block inside Ray; inside an outer session it is reused.
+
+    `address=None` starts Ray here with `num_cpus` (default: all that this process may use) and stops it at the end.
+    With an address, the token is the one that Ray looks up itself (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or
+    ~/.ray/auth_token). Raises ValueError when nothing answers at `address` or others may read the token.
+    """
+    with _environment({"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}):
+        import ray
+
+        if ray.is_initialized():
+            yield
+        elif address is not None:
+            _check_token_is_private()
+            with _connected(address):
+                yield
+        else:
+            with _local(num_cpus or len(os.sched_getaffinity(0))):
+                yield
+
+
+@contextmanager
+def _local(num_cpus: int) -> Iterator[None]:
+    import ray
+
+    root = tempfile.gettempdir()
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir=root if len(root) <= _MAX_ROOT_LENGTH else "/tmp"))
+    token_file = folder / "token"
+    token_file.touch(mode=0o600)
+    token_file.write_text(_token())
+    try:
+        with _environment({"RAY_AUTH_TOKEN_PATH": str(token_file), "RAY_AUTH_TOKEN": None}):
+            ray.init(
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                configure_logging=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                _node_ip_address=_LOOPBACK,
+                _temp_dir=str(folder / "s"),  # Ray opens this one to everybody; the folder above stays shut
+            )
+            try:
+                yield
+            finally:
+                ray.shutdown()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[None]:
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
+    except (ConnectionError, ray.exceptions.RayError, RuntimeError) as error:
+        raise ValueError(f"no Ray cluster that lets us in at {address!r}: {error}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@functools.cache
+def _token() -> str:
+    """One per process: Ray remembers the first token that a process used."""
+    return secrets.token_hex(32)
+
+
+def _check_token_is_private() -> None:
+    default = Path.home() / ".ray" / "auth_token"
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", default))
+    if path.is_file() and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise ValueError(f"{path}: others can read Ray's token, and whoever holds it runs code here: chmod 600 {path}")
+
+
+@contextmanager
+def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Set (None: unset) environment variables, and put them back afterwards."""
+    before = {name: os.environ.get(name) for name in values}
+    _set_environment(values)
+    try:
+        yield
+    finally:
+        _set_environment(before)
+
+
+def _set_environment(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

@@ -1,0 +1,145 @@
+"""Who writes the continuations: a text LLM reads each transcript and goes on with it.
+
+Every target that the speech model learns comes from here. The LLM sees exactly the token ids that training later shows
+it (`ChatTemplate`), decodes greedily, and a text that says nothing or refuses is dropped with a reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from shards.prompts import PROMPTS, ChatTemplate
+from shards.sample import Continuation
+
+_SAMPLED_BYTES = 2**20  # of either end of a weight file: enough to tell two trainings apart, whatever its size
+_REFUSALS = (
+    r"\bas an? (ai|artificial intelligence)\b|\b(language|ai) model\b|\bi('m| am) sorry, but\b",
+    r"\bi (cannot|can't|am unable to|am not able to) (assist|help|continue|provide|fulfil)",
+    r"作为(一个|一名)?(人工智能|AI|语言模型)|(很抱歉|对不起).{0,8}(无法|不能)",
+    r"\bals (eine? )?(ki|künstliche intelligenz|sprachmodell)\b|\bes tut mir leid, aber ich kann\b",
+    r"\ben tant qu'?(ia|intelligence artificielle|modèle de langage)\b|\bje suis désolée?, mais je ne peux\b",
+    r"\bcomo (una? )?(ia|inteligencia artificial|modelo de lenguaje)\b|\blo siento, pero no puedo\b",
+)
+_REFUSAL = re.compile("|".join(_REFUSALS), re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A transcript to continue. `emotion` is the label that the prompt names; None under prompts that name none."""
+
+    text: str
+    emotion: str | None
+    prompt: str
+
+
+class Writer(Protocol):
+    """What the pipeline needs of a writer; `name` says all that a text depends on."""
+
+    name: str
+
+    def write(self, requests: Sequence[Request]) -> list[Continuation]:
+        """One continuation per request, in order; the text may be empty."""
+        ...
+
+
+def drop_reason(text: str) -> str | None:
+    """Why a continuation is no target to learn: `llm_empty`, `llm_refusal`, or None when it is one."""
+    if not text.strip():
+        return "llm_empty"
+    return "llm_refusal" if _REFUSAL.search(text) else None
+
+
+def model_fingerprint(llm: str, revision: str | None) -> str:
+    """`name@version`: for a folder 12 hex digits of its files (cheap: large ones by size and both ends), for a hub id
+    its revision. Raises ValueError for a folder without a model, or that is not there."""
+    folder = Path(llm)
+    if not folder.is_dir():
+        if folder.is_absolute() or llm.startswith(".") or llm.count("/") > 1:
+            raise ValueError(f"{llm}: no such folder; give the LLM's folder or its hub id")
+        return f"{llm}@{revision or 'main'}"
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{llm}: holds no config.json; an LLM's folder is what `save_pretrained` writes")
+    digest = hashlib.blake2b(digest_size=6)
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in {".json", ".safetensors", ".jinja", ".txt", ".model", ".tiktoken"}:
+            continue
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}:".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_SAMPLED_BYTES))
+            file.seek(max(size - _SAMPLED_BYTES, 0))
+            digest.update(file.read(_SAMPLED_BYTES))
+    return f"{folder.resolve().name}@{digest.hexdigest()}"
+
+
+class TransformersWriter:
+    """Any chat LLM that transformers loads: greedy, batched by length, on the GPU if there is one."""
+
+    def __init__(
+        self, llm_path: str, max_new_tokens: int = 48, batch_size: int = 32, revision: str | None = None
+    ) -> None:
+        """Raises OSError or ValueError in transformers' words when the model or its chat template cannot be loaded."""
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+        on_gpu = torch.cuda.is_available()
+        if not on_gpu:
+            torch.set_num_threads(1)
+        self._device = torch.device("cuda" if on_gpu else "cpu")
+        tokenizer = AutoTokenizer.from_pretrained(llm_path, revision=revision)
+        self.template = ChatTemplate(tokenizer)
+        dtype = torch.bfloat16 if on_gpu else torch.float32
+        model: Any = AutoModelForCausalLM.from_pretrained(llm_path, revision=revision, dtype=dtype)
+        self._model: Any = model.to(self._device)
+        # Not the model's own file: it may ask for sampling or a repetition penalty.
+        self._model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=self.template.end_of_turn_id,
+            pad_token_id=self.template.end_of_turn_id,
+        )
+        self._batch_size = batch_size
+        version = model_fingerprint(llm_path, getattr(self._model.config, "_commit_hash", None) or revision)
+        self.name = f"{version} wording={self.template.fingerprint} greedy max_new_tokens={max_new_tokens}"
+
+    def write(self, requests: Sequence[Request]) -> list[Continuation]:
+        """Greedy continuations in the order of the requests; identical requests are decoded once."""
+        unique = list(dict.fromkeys(requests))
+        prompts = [self._prompt_ids(request) for request in unique]
+        by_length = sorted(range(len(unique)), key=lambda i: len(prompts[i]))
+        texts: dict[Request, tuple[str, bool]] = {}
+        for start in range(0, len(unique), self._batch_size):
+            batch = by_length[start : start + self._batch_size]
+            for i, decoded in zip(batch, self._generate([prompts[i] for i in batch]), strict=True):
+                texts[unique[i]] = decoded
+        return [
+            Continuation(prompt=request.prompt, text=text, finished=finished, writer=self.name)
+            for request in requests
+            for text, finished in [texts[request]]
+        ]
+
+    def _prompt_ids(self, request: Request) -> list[int]:
+        emotion = request.emotion if "{emotion}" in PROMPTS[request.prompt].instruction else None
+        return (
+            self.template.prefix(request.prompt, emotion) + self.template.encode(request.text) + self.template.suffix()
+        )
+
+    def _generate(self, prompts: list[list[int]]) -> list[tuple[str, bool]]:
+        """(text, ended by itself) for each prompt of one batch, padded on the left."""
+        import torch
+
+        width, end = max(map(len, prompts)), self.template.end_of_turn_id
+        ids = torch.tensor([[end] * (width - len(prompt)) + prompt for prompt in prompts])
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        with torch.inference_mode():
+            output = self._model.generate(input_ids=ids.to(self._device), attention_mask=mask.to(self._device))
+        written = []
+        for row in output[:, width:].tolist():
+            finished = end in row
+            written.append((self.template.decode(row[: row.index(end)] if finished else row), finished))
+        return written
