@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -285,9 +284,3 @@ KINDS: dict[str, type[TrainRecipe] | type[ShardRecipe] | type[EvalRecipe]] = {
     "shard": ShardRecipe,
     "eval": EvalRecipe,
 }
-
-
-def to_yaml(recipe: Recipe) -> str:
-    """The resolved recipe, defaults filled in, as YAML that reads back to an equal recipe."""
-    text: str = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
-    return text

@@ -81,10 +81,10 @@ def copy_recipe(
 @app.command()
 def validate(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Check a recipe, and print it with every default filled in."""
-    from blsp.recipe import to_yaml
     from launcher.recipe_files import load
+    from launcher.recipe_yaml import to_yaml
 
-    print(to_yaml(load(recipe, overrides or [])), end="")
+    print(to_yaml(load(recipe, overrides or []).model_dump(mode="json")), end="")
 
 
 @app.command()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+from blsp.recipe import ShardRecipe
+from launcher.progress import Progress
 
 
 def manifest(reader: str, root: Path, out: Path) -> None:
@@ -13,10 +17,52 @@ def manifest(reader: str, root: Path, out: Path) -> None:
     from shards.corpora import build_manifest
 
     counts = build_manifest(reader, root, out)
-    table = Table(box=None, show_header=False)
-    table.add_row("read", str(counts.read))
-    table.add_row("kept", str(counts.kept), ", ".join(f"{number} {name}" for name, number in counts.emotions.items()))
-    for reason, number in counts.dropped.items():
-        table.add_row("dropped", str(number), reason)
-    Console().print(table)
+    _print_counts(
+        [
+            ("read", counts.read, ""),
+            ("kept", counts.kept, ", ".join(f"{number} {emotion}" for emotion, number in counts.emotions.items())),
+            *(("dropped", number, reason) for reason, number in counts.dropped.items()),
+        ]
+    )
     print(out)
+
+
+def shard(recipe: ShardRecipe) -> None:
+    """Writes the shard set, or what is missing of it, and prints what became of the clips."""
+    from shards import pipeline
+
+    job = pipeline.ShardJob(
+        manifests=recipe.manifests,
+        out=recipe.out,
+        llm=recipe.writer.llm,
+        revision=recipe.writer.revision,
+        prompt=recipe.writer.prompt,
+        max_new_tokens=recipe.writer.max_new_tokens,
+        batch_size=recipe.writer.batch_size,
+        clips_per_shard=recipe.clips_per_shard,
+        cpu_actors=recipe.cpu_actors,
+        llm_actors=recipe.llm_actors,
+        ray_address=recipe.ray_address,
+    )
+
+    def show(state: pipeline.Progress) -> None:
+        progress.update("clips", state.done, state.total, f"{state.hours:.2f} h, {state.rejected} rejected")
+
+    with Progress() as progress:
+        summary = pipeline.write_shards(job, show)
+    _print_counts(
+        [
+            ("inputs", summary.inputs, ""),
+            ("written", summary.written, f"{summary.hours:.2f} h"),
+            ("duplicates", summary.duplicates, ""),
+            *(("rejected", number, reason) for reason, number in summary.rejected.items()),
+        ]
+    )
+    print(recipe.out)
+
+
+def _print_counts(rows: Iterable[tuple[str, int, str]]) -> None:
+    table = Table(box=None, show_header=False)
+    for what, number, note in rows:
+        table.add_row(what, str(number), note)
+    Console().print(table)

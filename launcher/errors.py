@@ -1,7 +1,7 @@
 """What a person sees when something goes wrong: one sentence, and an exit code that scripts can tell apart.
 
-2: the input is wrong (ValueError). 1: the machine refused (OSError). 130: stopped with Ctrl-C. Anything else is a bug
-of ours and keeps its traceback.
+2: the input is wrong (ValueError). 1: the machine refused (OSError) or a number left its range (FloatingPointError).
+130: stopped with Ctrl-C. Anything else is a bug of ours and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ def exit_code_of(action: Callable[[], int | None], *, debug: bool, name: str = "
     """Runs `action`; on an error prints one sentence to stderr, or raises it when `debug`. Returns the exit code."""
     try:
         return action() or 0
-    except KeyboardInterrupt:
-        print(f"{name}: stopped; the same command goes on from what is written", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"{name}: {str(stop) or 'stopped'}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of a pipe (`| head`) has left; without this Python complains again while it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         if debug:
             raise
         sentence = _sentence(error)
@@ -32,10 +32,10 @@ def exit_code_of(action: Callable[[], int | None], *, debug: bool, name: str = "
         return 2 if isinstance(error, ValueError) else 1
 
 
-def _sentence(error: ValueError | OSError) -> str:
+def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename is not None else ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return f"{where}no space left on the disk; free some, then the same command goes on from what is written"
+            return f"{where}no space left on the disk; free some and run the same command again"
         return where + error.strerror[0].lower() + error.strerror[1:]
     return str(error) or f"{type(error).__name__} (--debug shows where)"

@@ -8,7 +8,7 @@ error in it is reported under its own text instead of a line.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +145,12 @@ class RecipeYaml:
 
     def _where(self, node: yaml.Node) -> str:
         return self._override or f"{self.path}:{_line(node.start_mark)}"
+
+
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """Plain values as YAML that reads back to equal ones."""
+    text: str = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=120)
+    return text
 
 
 def dotted(place: Iterable[str | int]) -> str:

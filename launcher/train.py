@@ -7,6 +7,7 @@ import os
 import sys
 
 from launcher.errors import exit_code_of
+from launcher.progress import Progress
 
 
 def main() -> int:
@@ -31,7 +32,8 @@ def _train(config: str, overrides: list[str]) -> None:
         refuse_taken_port(int(os.environ["MASTER_PORT"]))
     from blsp.engine import train
 
-    train(recipe)
+    with Progress() as progress:
+        train(recipe, lambda done, total, note: progress.update(f"{recipe.run}: steps", done, total, note))
 
 
 if __name__ == "__main__":

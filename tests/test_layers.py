@@ -21,7 +21,7 @@ ALLOWED = {
     "espeakng_loader": {"shards.synth"},
     "peft": {"blsp.lora"},
     "pydantic": {"blsp.recipe", "launcher.recipe_files"},
-    "ray": {"cluster.ray_session", "shards.pipeline"},
+    "ray": {"cluster.ray_session", "shards.actors"},
     "sklearn": {"blsp.evaluate.systems"},
     "tensorboard": {"blsp.tracking"},
     "typer": {"launcher.cli"},

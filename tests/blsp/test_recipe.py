@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from pydantic import ValidationError
 
-from blsp.recipe import EvalRecipe, ShardRecipe, TrainRecipe, to_yaml
+from blsp.recipe import EvalRecipe, ShardRecipe, TrainRecipe
 
 STAGE1: dict[str, Any] = {
     "kind": "train",
@@ -77,7 +77,7 @@ def test_the_two_stages_are_valid_and_defaults_are_the_papers() -> None:
 @pytest.mark.parametrize("recipe", [STAGE1, STAGE2], ids=["stage1", "stage2"])
 def test_the_resolved_recipe_reads_back_equal(recipe: dict[str, Any]) -> None:
     resolved = TrainRecipe.model_validate(recipe)
-    assert TrainRecipe.model_validate(yaml.safe_load(to_yaml(resolved))) == resolved
+    assert TrainRecipe.model_validate(json.loads(resolved.model_dump_json())) == resolved
 
 
 @pytest.mark.parametrize(
