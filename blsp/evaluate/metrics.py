@@ -22,14 +22,17 @@ NO_TONE = "no tone"
 UNPARSED = "unparsed"
 AMBIGUOUS = "ambiguous"
 
+NUM_DRAWS = 2000
+DRAW_SEED = 1
+
 # Chinese and Japanese put no spaces between words: there every character counts as one.
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 _WORD = re.compile(rf"[{_CJK}]|[^\W\d_{_CJK}]+")
 _STOP_WORDS = frozenset(
     _WORD.findall(
-        "a about all am an and are as at be been but by can did do does for from had has have he her his i if in into is "
-        "it its just my not of on or our out she so some that the their them then there they this to up us very was we were "
-        "what when which who will with would you your"
+        "a about all am an and are as at be been but by can did do does for from had has have he her his i if "
+        "in into is it its just my not of on or our out she so some that the their them then there they this "
+        "to up us very was we were what when which who will with would you your"
     )
 )
 
@@ -162,8 +165,8 @@ def estimate(
     clusters: Iterable[Hashable],
     weights: Iterable[float] | None = None,
     *,
-    num_draws: int = 2000,
-    seed: int = 1,
+    num_draws: int = NUM_DRAWS,
+    seed: int = DRAW_SEED,
 ) -> Estimate | None:
     """The weighted mean of `values` with a percentile bootstrap interval that redraws whole clusters (speakers).
 

@@ -1,0 +1,196 @@
+"""One evaluation: a manifest and some systems in, `result.json` and `rows.jsonl` out.
+
+The text LLM first writes its own continuations of every transcript (plain, and in each emotion): the references. Then
+each system answers every clip, and is scored. Both files appear at the end, whole: an interrupted evaluation leaves
+nothing behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from blsp.evaluate import metrics
+from blsp.evaluate.result import FORMAT, write_result
+from blsp.evaluate.scoring import LABEL, PLAIN, TONE, Answers, References, Row, score, summary, tone_groups
+from blsp.evaluate.systems import System, TextLLM, Workshop, prompts_learnt, read_labelled, waveform
+from blsp.recipe import EvalRecipe, SpeechSystem
+from cluster.lock import folder_lock
+from shards.audio import AudioError
+from shards.sample import EMOTIONS, Utterance
+from shards.writers import Request
+
+Progress = Callable[[str, int, int], None]  # what is being done, items done, items in all
+
+Item = TypeVar("Item")
+
+
+def evaluate(recipe: EvalRecipe, on_progress: Progress) -> dict[str, Any]:
+    """Evaluate every system of the recipe and write `recipe.out`; returns what `result.json` holds.
+
+    Raises ValueError or OSError: before any system has run when the manifest, its audio or a label is unfit, later when
+    a system cannot be opened.
+    """
+    with folder_lock(recipe.out):
+        return _evaluate(recipe, on_progress)
+
+
+def _evaluate(recipe: EvalRecipe, on_progress: Progress) -> dict[str, Any]:
+    started = time.monotonic()
+    clips = read_labelled(recipe.manifest)
+    _require_audio(clips, recipe.manifest, on_progress)
+    workshop = Workshop(max_new_tokens=recipe.max_new_tokens, batch_size=recipe.batch_size)
+    references = write_references(workshop.llm(recipe.llm), clips, recipe.batch_size, on_progress)
+    rows: list[Row] = []
+    systems: list[dict[str, Any]] = []
+    for spec in recipe.systems:
+        began = time.monotonic()
+        answers = ask(workshop.open(spec), clips, recipe.batch_size, on_progress)
+        scored = score(spec.name, clips, references, answers)
+        rows += scored
+        learnt = prompts_learnt(spec.run) if isinstance(spec, SpeechSystem) else None
+        settings = spec.model_dump(mode="json")
+        seconds = round(time.monotonic() - began, 1)
+        systems.append({**settings, "prompts_learnt": learnt, "seconds": seconds, **summary(scored)})
+    resampled = "clips" if all(clip.speaker is None for clip in clips) else "speakers"
+    result = {
+        "format": FORMAT,
+        "recipe": recipe.model_dump(mode="json"),
+        "test_set": _test_set(clips, recipe.manifest),
+        "interval": {"level": 0.95, "resampled": resampled, "draws": metrics.NUM_DRAWS, "seed": metrics.DRAW_SEED},
+        "systems": systems,
+        "example": _example(clips, rows),
+        "versions": _versions(),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    write_result(recipe.out, result, rows)
+    return result
+
+
+def write_references(
+    llm: TextLLM, clips: Sequence[Utterance], batch_size: int, on_progress: Progress
+) -> dict[str, References]:
+    """The LLM's own continuations of each distinct transcript: plain, and told each of the five emotions."""
+    texts = list(dict.fromkeys(clip.text for clip in clips))
+    references: dict[str, References] = {}
+    for part in _batches(texts, batch_size):
+        plain = llm.answer([Request(text, None, PLAIN) for text in part])
+        told = iter(llm.answer([Request(text, emotion, "continue_emotion") for text in part for emotion in EMOTIONS]))
+        for text, own in zip(part, plain, strict=True):
+            references[text] = References(own, {emotion: next(told) for emotion in EMOTIONS})
+        on_progress("references", len(references), len(texts))
+    return references
+
+
+def ask(system: System, clips: Sequence[Utterance], batch_size: int, on_progress: Progress) -> Answers:
+    """Everything that one system says of the clips."""
+    num_questions = 5
+    asked = 0
+
+    def collect(answer: Callable[[Sequence[Utterance]], list[str] | None]) -> list[str] | None:
+        nonlocal asked
+        collected: list[str] = []
+        for part in _batches(clips, batch_size):
+            answers = answer(part)
+            if answers is None:
+                break
+            assert len(answers) == len(part)
+            collected += answers
+            on_progress(system.name, asked * len(clips) + len(collected), num_questions * len(clips))
+        asked += 1
+        return collected or None
+
+    answers = Answers(
+        heard=collect(system.transcribe),
+        classifier=collect(system.classify),
+        plain=collect(lambda part: system.respond(part, PLAIN)),
+        tone=collect(lambda part: system.respond(part, TONE)),
+        label=collect(lambda part: system.respond(part, LABEL)),
+    )
+    on_progress(system.name, num_questions * len(clips), num_questions * len(clips))
+    return answers
+
+
+def _batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _require_audio(clips: Sequence[Utterance], manifest: Path, on_progress: Progress) -> None:
+    """Decode every clip once: a share of fewer clips than the manifest names could not be compared with others."""
+    problems = []
+    for done, clip in enumerate(clips, start=1):
+        try:
+            waveform(clip)
+        except AudioError as error:
+            problems.append(f"{clip.id}: {error}")
+        on_progress("checking audio", done, len(clips))
+    if problems:
+        listed = "\n  ".join(problems[:10])
+        raise ValueError(
+            f"{manifest}: {len(problems)} of {len(clips)} clips cannot be heard; repair or remove them:\n  {listed}"
+        )
+
+
+def _test_set(clips: Sequence[Utterance], manifest: Path) -> dict[str, Any]:
+    emotions = [str(clip.emotion) for clip in clips]
+    counts = Counter(emotions)
+    return {
+        "manifest": str(manifest),
+        "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
+        "num_clips": len(clips),
+        "num_texts": len({clip.text for clip in clips}),
+        "num_speakers": len({clip.speaker for clip in clips} - {None}),
+        "corpora": sorted({clip.corpus for clip in clips}),
+        "emotions": {emotion: counts[emotion] for emotion in EMOTIONS},
+        "chance": 1 / len(EMOTIONS),
+        "majority": metrics.majority_share(emotions),
+    }
+
+
+def _example(clips: Sequence[Utterance], rows: Sequence[Row]) -> dict[str, Any]:
+    """One sentence by one speaker in five tones, drawn by a hash so that no result can choose it.
+
+    Where no sentence was spoken in all tones: one clip of each emotion that occurs, drawn in the same way.
+    """
+
+    def lot(row: Row) -> str:
+        return hashlib.blake2b(row.id.encode(), digest_size=8).hexdigest()
+
+    first_system = rows[: len(clips)]
+    groups = tone_groups(first_system)
+    if groups:
+        chosen = min(groups, key=lambda group: lot(group[0]))
+    else:
+        drawn = {row.emotion: row for row in sorted(first_system, key=lot, reverse=True)}
+        chosen = [drawn[emotion] for emotion in EMOTIONS if emotion in drawn]
+    by_id = {clip.id: clip for clip in clips}
+    return {
+        "same_words": bool(groups),
+        "clips": [
+            {
+                "id": row.id,
+                "audio": by_id[row.id].audio,
+                "start_s": by_id[row.id].start_s,
+                "duration_s": by_id[row.id].duration_s,
+            }
+            for row in chosen
+        ],
+    }
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "transformers", "deepspeed", "peft", "ray", "webdataset", "numpy", "scikit-learn")
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

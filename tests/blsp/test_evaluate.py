@@ -1,0 +1,174 @@
+"""A whole evaluation with tiny random models: every kind of system, files, errors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from transformers import WhisperConfig, WhisperFeatureExtractor
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from blsp.evaluate import systems
+from blsp.evaluate.result import read_result, read_rows
+from blsp.evaluate.run import evaluate
+from blsp.evaluate.systems import TextLLM, prompts_learnt
+from blsp.model import EXPORT_CONFIG, EXPORT_WEIGHTS, SpeechLM
+from blsp.recipe import EvalRecipe, ModelSection
+from shards.manifest import write_manifest
+from shards.sample import EMOTIONS, Continuation, Utterance
+from shards.writers import Request
+
+TEXTS = ("Anna heard the phone message last night.", "The teacher saw the old house this morning.")
+
+
+def silent_progress(what: str, done: int, total: int) -> None:
+    assert 0 <= done <= total, what
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two sentences by two speakers each in five tones; the tone is a pitch that a mean spectrum tells apart."""
+    folder = tmp_path_factory.mktemp("corpus")
+    seconds = np.arange(8000) / 16000
+    utterances = []
+    for speaker in ("s1", "s2"):
+        for number, text in enumerate(TEXTS):
+            for place, emotion in enumerate(EMOTIONS):
+                name = f"{speaker}-{number}-{emotion}"
+                pitch = 200 * (place + 1) + number + (5 if speaker == "s2" else 0)
+                soundfile.write(folder / f"{name}.wav", 0.3 * np.sin(2 * np.pi * pitch * seconds), 16000)
+                audio = str(folder / f"{name}.wav")
+                utterances.append(
+                    Utterance(id=name, audio=audio, text=text, corpus="tones", emotion=emotion, speaker=speaker)
+                )
+    write_manifest(folder / "test.jsonl", utterances)
+    return folder / "test.jsonl"
+
+
+@pytest.fixture(scope="module")
+def run_folder(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export of a run with random weights, as the engine writes it, after an earlier stage."""
+    encoder, run = tmp_path_factory.mktemp("encoder"), tmp_path_factory.mktemp("stage2")
+    torch.manual_seed(0)
+    shape = WhisperConfig(
+        d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=32, max_source_positions=200
+    )
+    WhisperEncoder(shape).save_pretrained(encoder)
+    WhisperFeatureExtractor().save_pretrained(encoder)  # type: ignore[no-untyped-call]
+    earlier = run.parent / "stage1"
+    config: dict[str, Any] = {
+        "llm": str(llm_folder), "encoder": str(encoder), "audio_window": "exact", "dtype": "float32",
+        "adapter": {"bottleneck": 8},
+    }  # fmt: skip
+    model = SpeechLM.build(ModelSection.model_validate(config), torch.device("cpu"))
+    weights = {
+        f"{part}.{name}": value
+        for part in ("adapter", "classifier")
+        for name, value in model.parts[part].state_dict().items()
+    }
+    for folder, parts, prompts, init in (
+        (earlier, ["adapter"], {"continue": 1.0}, None),
+        (run, ["adapter", "classifier"], {"continue_tone": 1.0}, str(earlier)),
+    ):
+        (folder / "export").mkdir(parents=True)
+        save_file(weights, folder / "export" / EXPORT_WEIGHTS)
+        content = {"model": {**config, "init": init}, "parts": parts, "stage": {"prompts": prompts}}
+        (folder / "export" / EXPORT_CONFIG).write_text(json.dumps(content))
+    return run
+
+
+class DeafRecogniser:
+    """Hears the first sentence always."""
+
+    def transcribe(self, waveforms: Sequence[NDArray[np.int16]]) -> list[str]:
+        return [TEXTS[0]] * len(waveforms)
+
+
+def recipe(manifest: Path, llm: Path, out: Path, *entries: dict[str, str]) -> EvalRecipe:
+    values = {"kind": "eval", "manifest": manifest, "out": out, "llm": str(llm), "max_new_tokens": 6, "batch_size": 16}
+    return EvalRecipe.model_validate({**values, "systems": entries})
+
+
+def test_every_kind_of_system(
+    manifest: Path, llm_folder: Path, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(systems.WordRecogniser, "load", lambda folder: DeafRecogniser())
+    entries: tuple[dict[str, str], ...] = (
+        {"type": "linear", "name": "linear", "train": str(manifest)},
+        {"type": "text", "name": "text", "llm": str(llm_folder)},
+        {"type": "cascade", "name": "cascade", "asr": "nowhere", "llm": str(llm_folder)},
+        {"type": "speech", "name": "speech", "run": str(run_folder)},
+        {"type": "speech", "name": "stage 1", "run": str(run_folder.parent / "stage1")},
+    )
+    result = evaluate(recipe(manifest, llm_folder, tmp_path / "eval", *entries), silent_progress)
+    assert read_result(tmp_path / "eval") == json.loads(json.dumps(result))
+    assert len(read_rows(tmp_path / "eval")) == 20 * len(entries)
+    linear, text, cascade, speech, stage_1 = (
+        {name: value and value["value"] for name, value in system["measures"].items()} for system in result["systems"]
+    )
+    assert linear["classifier"] == 1.0
+    assert {name for name, value in linear.items() if value is not None} == {"classifier"}
+    assert (text["plain_exact"], text["distinct"], text["word_errors"]) == (1.0, 1.0, None)
+    assert text["classifier"] is None
+    assert 0.0 < cascade["word_errors"] < 1.0
+    assert cascade["distinct"] == 1.0
+    assert speech["classifier"] is not None
+    assert stage_1["classifier"] is None, "an untrained classifier is not asked"
+    assert stage_1["tone"] is not None
+    assert [system["prompts_learnt"] for system in result["systems"][3:]] == [
+        ["continue", "continue_tone"],
+        ["continue"],
+    ]
+    assert result["test_set"]["num_speakers"] == 2
+    assert result["example"]["same_words"]
+    assert len(result["example"]["clips"]) == 5
+
+
+def test_clips_that_cannot_be_heard_are_all_named_before_anything_runs(
+    manifest: Path, llm_folder: Path, tmp_path: Path
+) -> None:
+    gone = [
+        Utterance(id=name, audio=str(tmp_path / f"{name}.wav"), text="a b", corpus="c", emotion="sad")
+        for name in ("one", "two")
+    ]
+    write_manifest(tmp_path / "test.jsonl", gone)
+    entry = {"type": "text", "name": "text", "llm": str(llm_folder)}
+    with pytest.raises(ValueError, match=r"2 of 2 clips cannot be heard(?s:.*)one\.wav(?s:.*)two\.wav"):
+        evaluate(recipe(tmp_path / "test.jsonl", llm_folder, tmp_path / "eval", entry), silent_progress)
+    assert not (tmp_path / "eval" / "result.json").exists()
+
+
+def test_a_test_set_without_labels_is_refused(llm_folder: Path, tmp_path: Path) -> None:
+    write_manifest(tmp_path / "test.jsonl", [Utterance(id="x", audio="x.wav", text="a b", corpus="c")])
+    entry = {"type": "text", "name": "text", "llm": str(llm_folder)}
+    with pytest.raises(ValueError, match="1 of 1 utterances have no emotion, first 'x'"):
+        evaluate(recipe(tmp_path / "test.jsonl", llm_folder, tmp_path / "eval", entry), silent_progress)
+
+
+def test_a_text_llm_is_asked_each_thing_once() -> None:
+    class Counting:
+        name = "counting"
+        asked = 0
+
+        def write(self, requests: Sequence[Request]) -> list[Continuation]:
+            self.asked += len(requests)
+            return [Continuation(prompt=r.prompt, text=r.text.upper(), finished=True, writer="w") for r in requests]
+
+    writer = Counting()
+    llm = TextLLM(writer)
+    requests = [Request(text, None, "continue") for text in ("a", "b", "a")]
+    assert llm.answer(requests) == ["A", "B", "A"]
+    assert llm.answer(requests[1:]) == ["B", "A"]
+    assert writer.asked == 2
+
+
+def test_prompts_learnt_goes_back_as_far_as_exports_exist(tmp_path: Path) -> None:
+    assert prompts_learnt(tmp_path) == []
