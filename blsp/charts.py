@@ -86,7 +86,7 @@ def heat_map(title: str, matrix: Sequence[Sequence[int]]) -> str:
         for column, answer in enumerate(answers):
             count, x = matrix[row][column], left + cell_width * column
             share = count / total
-            strong = ' class="strong"' if share > 0.5 else ""
+            strong = ' class="strong"' if share > 0.65 else ""
             square = f'x="{x + 1}" y="{y + 1}" width="{cell_width - 2}" height="{cell_height - 2}" rx="3"'
             parts.append(
                 f"<g{strong}><title>{emotion} taken for {answer}: {count} of {total}</title>"

@@ -232,7 +232,8 @@ def _paper_table() -> str:
 def _confusions(result: Json) -> str:
     sections = [
         "<h2>What is taken for what</h2><p>One row per true emotion, one column per answer; <i>none</i> is an answer "
-        "in which no emotion could be read. Numbers are clips.</p>"
+        "in which no emotion could be read. Numbers are clips; <i>balanced</i> is the mean over the rows of the share "
+        "that is right.</p>"
     ]
     for answer, heading in (("classifier", "By the classifier"), ("tone", "By the tone of the continuation")):
         panels = []
@@ -241,7 +242,7 @@ def _confusions(result: Json) -> str:
             if matrix:
                 title = f"{system['name']}, {answer}: true emotion by emotion taken for it"
                 balanced = _percent(system["balanced_accuracy"][answer])
-                caption = f"<b>{escape(system['name'])}</b> <span>balanced accuracy {balanced}</span>"
+                caption = f"<b>{escape(system['name'])}</b> <span>balanced {balanced}</span>"
                 panels.append(f"<figure><figcaption>{caption}</figcaption>{charts.heat_map(title, matrix)}</figure>")
         if panels:
             sections.append(f'<h3 class="sub">{heading}</h3><div class="panels">{"".join(panels)}</div>')

@@ -170,7 +170,7 @@ class SpeechSystem:
 
 
 def prompts_learnt(run: Path) -> list[str]:
-    """The prompts under which a run, or an earlier one that it starts from, was trained, as far back as exports exist."""
+    """The prompts under which a run, or an earlier one that it starts from, was trained; as far as exports exist."""
     learnt: set[str] = set()
     config: Path | None = run / "export" / EXPORT_CONFIG
     seen: set[Path] = set()

@@ -16,12 +16,13 @@ from safetensors.torch import save_file
 from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from blsp.evaluate import systems
 from blsp.evaluate.result import read_result, read_rows
 from blsp.evaluate.run import evaluate
 from blsp.evaluate.systems import TextLLM, prompts_learnt
 from blsp.model import EXPORT_CONFIG, EXPORT_WEIGHTS, SpeechLM
 from blsp.recipe import EvalRecipe, ModelSection
+from blsp.standins import WordRecogniser
+from launcher import use
 from shards.manifest import write_manifest
 from shards.sample import EMOTIONS, Continuation, Utterance
 from shards.writers import Request
@@ -62,7 +63,7 @@ def run_folder(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=32, max_source_positions=200
     )
     WhisperEncoder(shape).save_pretrained(encoder)
-    WhisperFeatureExtractor().save_pretrained(encoder)  # type: ignore[no-untyped-call]
+    WhisperFeatureExtractor().save_pretrained(encoder)
     earlier = run.parent / "stage1"
     config: dict[str, Any] = {
         "llm": str(llm_folder), "encoder": str(encoder), "audio_window": "exact", "dtype": "float32",
@@ -100,7 +101,7 @@ def recipe(manifest: Path, llm: Path, out: Path, *entries: dict[str, str]) -> Ev
 def test_every_kind_of_system(
     manifest: Path, llm_folder: Path, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(systems.WordRecogniser, "load", lambda folder: DeafRecogniser())
+    monkeypatch.setattr(WordRecogniser, "load", lambda folder: DeafRecogniser())
     entries: tuple[dict[str, str], ...] = (
         {"type": "linear", "name": "linear", "train": str(manifest)},
         {"type": "text", "name": "text", "llm": str(llm_folder)},
@@ -172,3 +173,16 @@ def test_a_text_llm_is_asked_each_thing_once() -> None:
 
 def test_prompts_learnt_goes_back_as_far_as_exports_exist(tmp_path: Path) -> None:
     assert prompts_learnt(tmp_path) == []
+
+
+def test_chat_answers_a_speech_file_and_asks_again_after_a_bad_one(
+    manifest: Path, run_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wav = manifest.parent / "s1-0-sad.wav"
+    use.chat(run_folder, [wav])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("s1-0-sad.wav (")
+    typed = iter(["missing.wav", str(wav), ""])
+    monkeypatch.setattr("rich.console.Console.input", lambda self, prompt: next(typed))
+    use.chat(run_folder, [])
+    assert capsys.readouterr().out.splitlines() == ["missing.wav: no such file", *printed]
