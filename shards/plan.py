@@ -64,7 +64,7 @@ class Plan:
             raise ValueError(f"clips_per_step={clips_per_step}, micro_batches={micro_batches}: both must be at least 1")
         assert bool(np.all(costs > 0)) and bool(np.all(np.isfinite(costs)))
         self._costs = costs
-        self._seed = seed
+        self.seed = seed
         self.micro_batches = micro_batches
         self.steps_per_epoch = max(1, round(len(costs) / clips_per_step))
         settings = f"{dataset_id} {seed} {clips_per_step} {micro_batches} ".encode()
@@ -91,7 +91,7 @@ class Plan:
     def _cut(self, epoch: int) -> list[NDArray[np.int64]]:
         """The random order of the epoch, cut where the cumulative cost passes equal shares; no step is empty."""
         n, steps = len(self._costs), self.steps_per_epoch
-        random = np.random.Generator(np.random.Philox(key=np.array([self._seed, epoch], np.uint64)))
+        random = np.random.Generator(np.random.Philox(key=np.array([self.seed, epoch], np.uint64)))
         order = random.permutation(n)
         total = np.cumsum(self._costs[order])
         number = np.arange(1, steps)

@@ -1,0 +1,216 @@
+"""From samples to a `Batch`: packed tensors, no padding.
+
+Sequences lie end to end, each as `prefix + speech slots + suffix + response`; the teacher's have the transcript's
+tokens where the student hears speech. Row r of the student and row r of the teacher predict the same response token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shards.audio import SAMPLE_RATE
+from shards.index import Sample
+from shards.prompts import PROMPTS, TRAINED_UNDER, ChatTemplate
+from shards.sample import EMOTIONS
+
+TASKS = (*TRAINED_UNDER.values(), "identify")
+IGNORED_EMOTION = -100
+FILLER_ID = "filler"
+
+_FILLER_SAMPLES = SAMPLE_RATE // 2
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of n clips on one device. T: student tokens, Tt: teacher tokens, R: response tokens.
+
+    The step's counts are those of the whole step over all ranks and micro-batches: what losses are divided by, so that
+    a gradient does not depend on how the step was split. Without a teacher the `text_` tensors are empty.
+    """
+
+    ids: list[str]
+    waveform: Tensor  # int16 [sum of num_samples]
+    num_samples: Tensor  # int64 [n]
+    input_ids: Tensor  # int64 [T]; 0 in speech slots
+    speech_mask: Tensor  # bool [T]; True in speech slots
+    position_ids: Tensor  # int64 [T]; from 0 in each sequence
+    cu_seq_lens: Tensor  # int32 [n + 1]
+    max_seq_len: int
+    rows: Tensor  # int64 [R]; positions in T whose output predicts the response tokens
+    targets: Tensor  # int64 [R]
+    row_weight: Tensor  # float32 [R]; 0 for fillers
+    text_input_ids: Tensor  # int64 [Tt]
+    text_position_ids: Tensor  # int64 [Tt]
+    text_cu_seq_lens: Tensor  # int32 [n + 1]
+    text_max_seq_len: int
+    text_rows: Tensor  # int64 [R]
+    emotion: Tensor  # int64 [n]; IGNORED_EMOTION for none
+    step_response_tokens: int
+    step_labelled: int
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch on another device."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        tensors: dict[str, Any] = {n: value.to(device) for n, value in values.items() if isinstance(value, Tensor)}
+        return dataclasses.replace(self, **tensors)
+
+    def arrays(self) -> dict[str, Any]:
+        """The fields as numpy arrays: they cross a process border without a file descriptor for each tensor."""
+        return {
+            field.name: value.numpy() if isinstance(value := getattr(self, field.name), Tensor) else value
+            for field in dataclasses.fields(self)
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Any]) -> Self:
+        """The batch whose `arrays()` these are."""
+        values: dict[str, Any] = dict(arrays)
+        tensors = {name: torch.from_numpy(value) for name, value in values.items() if isinstance(value, np.ndarray)}
+        return cls(**{**values, **tensors})
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """One clip: student ids with zeros in `slots`, teacher ids, and the response that follows both."""
+
+    student: list[int]
+    slots: slice
+    teacher: list[int]
+    response: list[int]
+
+
+class Collator:
+    """Makes batches. `tasks` are training prompts with their shares; which one a clip gets is drawn anew each epoch."""
+
+    def __init__(
+        self,
+        template: ChatTemplate,
+        num_speech_tokens: Callable[[int], int],
+        tasks: Mapping[str, float],
+        with_teacher: bool,
+    ) -> None:
+        """Raises ValueError for an unknown task, a share that is not positive, or a teacher of label prompts."""
+        if not tasks or any(task not in TASKS or not share > 0 for task, share in tasks.items()):
+            raise ValueError(f"prompts {dict(tasks)}: give positive shares to one or more of {', '.join(TASKS)}")
+        if with_teacher and "identify" in tasks:
+            raise ValueError(
+                "the prompt 'identify' has no teacher: the text LLM cannot hear; leave out 'kl' or 'identify'"
+            )
+        self.template = template
+        self.tasks = tuple(tasks)
+        self._shares = np.cumsum([tasks[task] for task in self.tasks]) / sum(tasks.values())
+        self._num_speech_tokens = num_speech_tokens
+        self._with_teacher = with_teacher
+
+    def task(self, id_hash: int, seed: int, epoch: int) -> str:
+        """The task of a clip in an epoch: a pure function of the three, the same on every rank."""
+        digest = hashlib.blake2b(f"{seed} {epoch} {id_hash}".encode(), digest_size=8).digest()
+        draw = int.from_bytes(digest, "little") / 2**64
+        return self.tasks[min(int(np.searchsorted(self._shares, draw, side="right")), len(self.tasks) - 1)]
+
+    def label_response(self, emotion: str) -> list[int]:
+        """What is learnt under `identify`."""
+        return self.template.response(emotion, finished=True)
+
+    def __call__(
+        self, samples: Sequence[Sample | None], tasks: Sequence[str], step_response_tokens: int, step_labelled: int
+    ) -> Batch:
+        """One micro-batch. None stands for a clip that could not be read: a silent filler of weight 0 takes its place.
+
+        With no samples at all the batch is one filler. Raises ValueError when a continuation was written for another
+        task than the clip's.
+        """
+        samples, tasks = (samples, tasks) if samples else ([None], [self.tasks[0]])
+        sequences = [self._sequence(sample, task) for sample, task in zip(samples, tasks, strict=True)]
+        waveforms = [np.zeros(_FILLER_SAMPLES, np.int16) if s is None else s.waveform for s in samples]
+        student = _pack([(sequence.student, sequence.response) for sequence in sequences])
+        taught = sequences if self._with_teacher else []
+        teacher = _pack([(sequence.teacher, sequence.response) for sequence in taught])
+        speech_mask = np.zeros(len(student.ids), bool)
+        for start, sequence in zip(student.cu_seq_lens[:-1], sequences, strict=True):
+            speech_mask[start + sequence.slots.start : start + sequence.slots.stop] = True
+        weights = [np.full(len(q.response), s is not None, np.float32) for s, q in zip(samples, sequences, strict=True)]
+        return Batch(
+            ids=[FILLER_ID if sample is None else sample.utterance.id for sample in samples],
+            waveform=torch.from_numpy(np.concatenate(waveforms)),
+            num_samples=torch.tensor([len(waveform) for waveform in waveforms]),
+            input_ids=torch.from_numpy(student.ids),
+            speech_mask=torch.from_numpy(speech_mask),
+            position_ids=torch.from_numpy(student.position_ids),
+            cu_seq_lens=torch.from_numpy(student.cu_seq_lens),
+            max_seq_len=student.max_seq_len,
+            rows=torch.from_numpy(student.rows),
+            targets=torch.tensor([token for sequence in sequences for token in sequence.response]),
+            row_weight=torch.from_numpy(np.concatenate(weights)),
+            text_input_ids=torch.from_numpy(teacher.ids),
+            text_position_ids=torch.from_numpy(teacher.position_ids),
+            text_cu_seq_lens=torch.from_numpy(teacher.cu_seq_lens),
+            text_max_seq_len=teacher.max_seq_len,
+            text_rows=torch.from_numpy(teacher.rows),
+            emotion=torch.tensor([_emotion_id(sample) for sample in samples]),
+            step_response_tokens=step_response_tokens,
+            step_labelled=step_labelled,
+        )
+
+    def _sequence(self, sample: Sample | None, task: str) -> _Sequence:
+        template = self.template
+        prefix, suffix = template.prefix(task), template.suffix()
+        num_slots = self._num_speech_tokens(_FILLER_SAMPLES if sample is None else len(sample.waveform))
+        assert num_slots > 0
+        slots = slice(len(prefix), len(prefix) + num_slots)
+        student = prefix + [0] * num_slots + suffix
+        if sample is None:
+            return _Sequence(student, slots, prefix + suffix, [template.end_of_turn_id])
+        utterance, continuation = sample.utterance, sample.continuation
+        if task == "identify":
+            assert utterance.emotion is not None
+            return _Sequence(student, slots, [], self.label_response(utterance.emotion))
+        if TRAINED_UNDER.get(continuation.prompt) != task:
+            raise ValueError(
+                f"{utterance.id}: its continuation was written under {continuation.prompt!r}, not for {task!r}"
+            )
+        emotion = utterance.emotion if "{emotion}" in PROMPTS[continuation.prompt].instruction else None
+        teacher = template.prefix(continuation.prompt, emotion) + template.encode(utterance.text) + suffix
+        return _Sequence(student, slots, teacher, template.response(continuation.text, continuation.finished))
+
+
+@dataclass(frozen=True)
+class _Packed:
+    ids: NDArray[np.int64]
+    position_ids: NDArray[np.int64]
+    cu_seq_lens: NDArray[np.int32]
+    max_seq_len: int
+    rows: NDArray[np.int64]
+
+
+def _pack(sequences: Sequence[tuple[list[int], list[int]]]) -> _Packed:
+    """Context and response of each sequence, end to end; `rows` are the positions one before each response token."""
+    ids: list[int] = []
+    lengths, rows = [], []
+    for context, response in sequences:
+        first = len(ids) + len(context) - 1
+        rows.append(np.arange(first, first + len(response)))
+        ids += context + response
+        lengths.append(len(context) + len(response))
+    return _Packed(
+        ids=np.array(ids, np.int64),
+        position_ids=np.concatenate([np.arange(n) for n in lengths] or [np.empty(0, np.int64)]),
+        cu_seq_lens=np.cumsum([0, *lengths], dtype=np.int32),
+        max_seq_len=max(lengths, default=0),
+        rows=np.concatenate(rows or [np.empty(0, np.int64)]),
+    )
+
+
+def _emotion_id(sample: Sample | None) -> int:
+    if sample is None or sample.utterance.emotion is None:
+        return IGNORED_EMOTION
+    return EMOTIONS.index(sample.utterance.emotion)
