@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,3 +58,12 @@ def llm_folder(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.Temp
     Qwen2ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def ray_here() -> Iterator[None]:
+    """The one Ray session of the test run; `ray_session` inside it is this one."""
+    from cluster.ray_session import ray_session
+
+    with ray_session(num_cpus=2):
+        yield

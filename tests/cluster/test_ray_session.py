@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.ray_session import ray_session
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
+def test_there_is_no_dashboard_and_the_token_is_ours_alone() -> None:
+    import ray
+
+    assert ray._private.worker.global_worker.node.webui_url == ""
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+    assert token.stat().st_mode & 0o777 == 0o600
+    assert token.parent.stat().st_mode & 0o777 == 0o700
+    assert Path(ray._private.worker.global_worker.node.get_session_dir_path()).is_relative_to(token.parent)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
+def test_nobody_gets_in_with_another_token() -> None:
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    assert address.startswith("127.")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    code = f"from ray._raylet import GcsClient; GcsClient({address!r}).internal_kv_keys(b'', None); print('inside')"
+    for token, answer in ((Path(os.environ["RAY_AUTH_TOKEN_PATH"]).read_text(), "inside\n"), ("0" * 64, "")):
+        stranger = {**env, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+        done = subprocess.run([sys.executable, "-c", code], env=stranger, capture_output=True, text=True, timeout=120)
+        assert done.stdout == answer
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
+def test_a_session_inside_a_session_is_the_same_one() -> None:
+    import ray
+
+    with ray_session():
+        pass
+    assert ray.is_initialized()
+
+
+def test_a_token_that_others_can_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    token = tmp_path / "token"
+    token.write_text("0" * 64)
+    token.chmod(0o644)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(ValueError, match=r"others can read Ray's token.*chmod 600"), ray_session("10.0.0.1:6379"):
+        pass

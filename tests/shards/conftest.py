@@ -1,0 +1,107 @@
+"""A small corpus of tones on disk, a writer that needs no LLM, and shard sets made from both without Ray."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from shards import pipeline
+from shards.corpora import build_manifest
+from shards.index import ShardSet
+from shards.pipeline import ShardJob, Summary
+from shards.prompts import ChatTemplate
+from shards.sample import EMOTIONS, Continuation
+from shards.tasks import Commit, Task, requests, write_task
+from shards.writers import Request, Writer
+
+NUM_CLIPS = 23
+
+
+class EchoWriter:
+    """Continues every text with itself; as a real writer it is told the label only by the prompt."""
+
+    name = "echo"
+
+    def __init__(self, answer: Callable[[str], str] = "and {}".format) -> None:
+        self.answer = answer
+
+    def write(self, asked: Sequence[Request]) -> list[Continuation]:
+        return [
+            Continuation(prompt=q.prompt, text=self.answer(f"{q.emotion} {q.text}"), finished=i % 2 == 0, writer="echo")
+            for i, q in enumerate(asked)
+        ]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """The manifest of NUM_CLIPS clips of 0.2 to 1.2 s, emotions in turn."""
+    random = np.random.default_rng(7)
+    root = tmp_path / "corpus"
+    (root / "wav").mkdir(parents=True)
+    lines = []
+    for i in range(NUM_CLIPS):
+        seconds = np.arange(int(16000 * random.uniform(0.2, 1.2))) / 16000
+        soundfile.write(root / "wav" / f"{i:02d}.wav", 0.3 * np.sin(2 * np.pi * (100 + 20 * i) * seconds), 16000)
+        record = {"audio": f"wav/{i:02d}.wav", "text": f"Sentence number {i}.", "emotion": EMOTIONS[i % 5]}
+        lines.append(json.dumps(record))
+    (root / "tones.jsonl").write_text("\n".join(lines))
+    build_manifest("jsonl", root / "tones.jsonl", root / "manifest.jsonl")
+    return root / "manifest.jsonl"
+
+
+@pytest.fixture
+def echo() -> Callable[[ShardJob], Writer]:
+    """As `load_transformers_writer`, but there is no LLM."""
+    return lambda job: EchoWriter()
+
+
+@pytest.fixture
+def job(corpus: Path, tmp_path: Path) -> ShardJob:
+    """Six shards of four clips, the last of three."""
+    llm = tmp_path / "llm"
+    llm.mkdir()
+    (llm / "config.json").write_text("{}")
+    return ShardJob(
+        manifests=(corpus,),
+        out=tmp_path / "out",
+        llm=str(llm),
+        prompt="continue_emotion",
+        clips_per_shard=4,
+        cpu_actors=2,
+    )
+
+
+@pytest.fixture
+def make_shards(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Summary]:
+    """`write_shards(job)` with everything but Ray: tasks run here, one after the other."""
+
+    def run_here(
+        job: ShardJob, tasks: Sequence[Task], load_writer: Callable[[ShardJob], Writer]
+    ) -> Iterator[Commit | None]:
+        writer = load_writer(job)
+        for task in tasks:
+            yield write_task(job.out, task, job.prompt, writer.write(requests(task, job.prompt)))
+
+    def make(job: ShardJob, on_progress: Any = lambda progress: None, writer: Writer | None = None) -> Summary:
+        monkeypatch.setattr(pipeline, "run_tasks", run_here)
+        return pipeline.write_shards(job, on_progress, lambda job: writer or EchoWriter())
+
+    return make
+
+
+@pytest.fixture
+def shard_set(job: ShardJob, make_shards: Callable[..., Summary]) -> ShardSet:
+    """The corpus under `continue_emotion`."""
+    make_shards(job)
+    return ShardSet.open(job.out)
+
+
+@pytest.fixture(scope="session")
+def template(tokenizer: Any) -> ChatTemplate:
+    return ChatTemplate(tokenizer)
