@@ -65,7 +65,9 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if tokenizer.chat_template is None:
-            raise ValueError(f"{tokenizer.name_or_path}: the tokenizer has no chat template; use the LLM's chat version")
+            raise ValueError(
+                f"{tokenizer.name_or_path}: the tokenizer has no chat template; use the LLM's chat version"
+            )
         if tokenizer.eos_token_id is None:
             raise ValueError(f"{tokenizer.name_or_path}: the tokenizer names no end-of-turn (eos) token")
         self.tokenizer = tokenizer
@@ -90,12 +92,16 @@ class ChatTemplate:
         """Ids before the speech: system turn, start of the user turn, instruction. `emotion` fills its placeholder."""
         key = (prompt, emotion)
         if key not in self._prefixes:
-            self._prefixes[key] = self.tokenizer.encode(self._split(prompt, emotion)[0], add_special_tokens=False)
+            self._prefixes[key] = self._ids(self._split(prompt, emotion)[0])
         return self._prefixes[key]
 
     @cached_property
     def _suffix(self) -> list[int]:
-        return self.tokenizer.encode(self._split("continue", None)[1], add_special_tokens=False)
+        return self._ids(self._split("continue", None)[1])
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return ids
 
     def suffix(self) -> list[int]:
         """Ids between the speech and the response: end of the user turn, start of the assistant turn."""

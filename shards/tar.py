@@ -5,6 +5,7 @@ The bytes are a function of the samples alone (no times, no owners), so the same
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -48,6 +49,9 @@ class TarShard:
                 self._tar.close()
                 self._file.flush()
                 os.fsync(self._file.fileno())
+            else:
+                with contextlib.suppress(OSError):  # the disk may be full, which is what the caller is being told
+                    self._tar.close()
 
     def add(self, utterance: Utterance, continuation: Continuation, flac: bytes, num_samples: int) -> None:
         """Append `key.flac` and `key.json`."""

@@ -103,7 +103,7 @@ def write_task(out: Path, task: Task, prompt: str, continuations: Sequence[Conti
     done = read_commit(out, task.number)
     if done is not None:
         return done
-    attempt = out / "_tmp" / f"{task.number:06d}.{uuid.uuid4().hex}"
+    attempt = out / "_tmp" / f"{task.number:06d}-{uuid.uuid4().hex}"
     try:
         return _write_and_commit(out, task, prompt, continuations, attempt)
     except OSError as error:

@@ -97,7 +97,7 @@ class TransformersWriter:
         model: Any = AutoModelForCausalLM.from_pretrained(llm_path, revision=revision, dtype=dtype)
         self._model: Any = model.to(self._device)
         # Not the model's own file: it may ask for sampling or a repetition penalty.
-        self._model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        self._model.generation_config = GenerationConfig(
             do_sample=False,
             max_new_tokens=max_new_tokens,
             eos_token_id=self.template.end_of_turn_id,

@@ -14,28 +14,13 @@ import soundfile
 from shards import pipeline
 from shards.corpora import build_manifest
 from shards.index import ShardSet
-from shards.pipeline import ShardJob, Summary
+from shards.pipeline import Progress, ShardJob, Summary
 from shards.prompts import ChatTemplate
 from shards.sample import EMOTIONS, Continuation
 from shards.tasks import Commit, Task, requests, write_task
 from shards.writers import Request, Writer
 
 NUM_CLIPS = 23
-
-
-class EchoWriter:
-    """Continues every text with itself; as a real writer it is told the label only by the prompt."""
-
-    name = "echo"
-
-    def __init__(self, answer: Callable[[str], str] = "and {}".format) -> None:
-        self.answer = answer
-
-    def write(self, asked: Sequence[Request]) -> list[Continuation]:
-        return [
-            Continuation(prompt=q.prompt, text=self.answer(f"{q.emotion} {q.text}"), finished=i % 2 == 0, writer="echo")
-            for i, q in enumerate(asked)
-        ]
 
 
 @pytest.fixture
@@ -57,8 +42,22 @@ def corpus(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def echo() -> Callable[[ShardJob], Writer]:
-    """As `load_transformers_writer`, but there is no LLM."""
-    return lambda job: EchoWriter()
+    """As `load_transformers_writer` without an LLM: every text is continued with itself and what the prompt tells."""
+
+    def load(_: ShardJob) -> Writer:
+        class Echo:  # here, so that Ray's workers get it by value: they cannot import tests
+            name = "echo"
+
+            def write(self, asked: Sequence[Request]) -> list[Continuation]:
+                texts = [f"and {request.emotion} {request.text}" for request in asked]
+                return [
+                    Continuation(prompt=request.prompt, text=text, finished=i % 2 == 0, writer="echo")
+                    for i, (request, text) in enumerate(zip(asked, texts, strict=True))
+                ]
+
+        return Echo()
+
+    return load
 
 
 @pytest.fixture
@@ -78,7 +77,7 @@ def job(corpus: Path, tmp_path: Path) -> ShardJob:
 
 
 @pytest.fixture
-def make_shards(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Summary]:
+def make_shards(echo: Callable[[ShardJob], Writer], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Summary]:
     """`write_shards(job)` with everything but Ray: tasks run here, one after the other."""
 
     def run_here(
@@ -88,9 +87,10 @@ def make_shards(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Summary]:
         for task in tasks:
             yield write_task(job.out, task, job.prompt, writer.write(requests(task, job.prompt)))
 
-    def make(job: ShardJob, on_progress: Any = lambda progress: None, writer: Writer | None = None) -> Summary:
-        monkeypatch.setattr(pipeline, "run_tasks", run_here)
-        return pipeline.write_shards(job, on_progress, lambda job: writer or EchoWriter())
+    def make(job: ShardJob, on_progress: Callable[[Progress], None] = lambda progress: None) -> Summary:
+        with monkeypatch.context() as patch:
+            patch.setattr(pipeline, "run_tasks", run_here)
+            return pipeline.write_shards(job, on_progress, echo)
 
     return make
 

@@ -1,0 +1,78 @@
+"""Whisper's encoder on true lengths: transformers' modules and weights, our own order of calls.
+
+transformers' own forward insists on 30 s of input and ignores masks; here clips of any length are packed. With the
+"30s" window the result equals transformers' on the same clip.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoConfig, WhisperConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from blsp.features import AudioWindow, log_mel, num_frames
+from blsp.packing import attention_implementation, bounds, convolve, pad_packed
+
+
+def load_whisper_encoder(path: str, dtype: torch.dtype, device: torch.device) -> WhisperEncoder:
+    """The encoder half of a Whisper checkpoint. Raises ValueError when `path` holds another model."""
+    config = AutoConfig.from_pretrained(path)
+    if not isinstance(config, WhisperConfig):
+        raise ValueError(f"model.encoder: {path} is a {config.model_type} model, not a Whisper")
+    prefix = "encoder." if (Path(path) / "config.json").exists() and _is_bare(config) else "model.encoder."
+    encoder: nn.Module = WhisperEncoder.from_pretrained(
+        path, dtype=dtype, attn_implementation=attention_implementation(device), key_mapping={f"^{prefix}": ""}
+    )
+    encoder.to(device)
+    assert isinstance(encoder, WhisperEncoder)
+    return encoder
+
+
+def _is_bare(config: WhisperConfig) -> bool:
+    return "WhisperForConditionalGeneration" not in (config.architectures or [])
+
+
+class SpeechEncoder(nn.Module):
+    """log-mel -> Whisper's layers. P encoder positions (50 per second), D width."""
+
+    def __init__(self, whisper: WhisperEncoder, window: AudioWindow) -> None:
+        super().__init__()
+        self.whisper = whisper
+        self.window = window
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return int(self.whisper.config.d_model)
+
+    @staticmethod
+    def num_positions(num_samples: int) -> int:
+        """P for a clip, without the window's silence."""
+        return (num_frames(num_samples) - 1) // 2 + 1
+
+    def forward(self, waveform: Tensor, num_samples: Tensor) -> tuple[Tensor, list[int]]:
+        """int16 [sum N], int64 [n] -> [sum P, D] and P of each clip; positions of the window's silence are cut off."""
+        whisper = self.whisper
+        dtype = whisper.conv1.bias.dtype if whisper.conv1.bias is not None else whisper.conv1.weight.dtype
+        mel, frames = log_mel(waveform, num_samples, self.window, whisper.config.num_mel_bins)
+        padded, _ = pad_packed(mel.to(dtype), frames)
+        hidden, lengths = convolve(whisper.conv1, padded, frames)
+        # gelu(0) = 0, so what lies behind a clip's end stays zero.
+        hidden, lengths = convolve(whisper.conv2, functional.gelu(hidden), lengths)
+        hidden = functional.gelu(hidden)
+        limit = whisper.config.max_source_positions
+        if max(lengths) > limit:
+            raise ValueError(f"a clip of {max(lengths) / 50:.1f} s is longer than the encoder's {limit / 50:.0f} s")
+        hidden = hidden + whisper.embed_positions.weight[: hidden.shape[1]].to(dtype)
+        packed = torch.cat([clip[:length] for clip, length in zip(hidden, lengths, strict=True)])[None]
+        where = bounds(lengths, packed.device)
+        for layer in whisper.layers:
+            packed = layer(packed, None, **where)
+        packed = whisper.layer_norm(packed)[0]
+        kept = [self.num_positions(n) for n in num_samples.tolist()]
+        clips = [clip[:keep] for clip, keep in zip(packed.split(lengths), kept, strict=True)]
+        return torch.cat(clips), kept

@@ -1,0 +1,59 @@
+"""LoRA on the LLM through peft's public API, with the authors' scope: the delta acts at speech positions only.
+
+One `LoraGate` is shared by all layers. It multiplies the output of each `lora_A`, so a gate of zero gives the base
+model bit for bit. Set it once per micro-batch and leave it until backward is done: gradient checkpointing runs the
+forward again and must see the same gate.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+
+_ADAPTER = "default"
+
+
+class LoraGate:
+    """Where LoRA acts in the next pass: nowhere, everywhere, or at the marked positions of sequences of one length."""
+
+    def __init__(self, scope: str) -> None:
+        self.scope = scope
+        self._gate: Tensor | None = None
+        self._everywhere = False
+
+    def close(self) -> None:
+        """The plain LLM: the teacher, and every text-only use."""
+        self._gate, self._everywhere = None, False
+
+    def open(self, speech_mask: Tensor) -> None:
+        """The model that hears. speech_mask: bool [batch, T]. Scope "speech" leaves passes of another length, the
+        steps of decoding, to the base model; scope "all" acts at every position."""
+        self._everywhere = self.scope == "all"
+        self._gate = None if self._everywhere else speech_mask[..., None]
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        if self._everywhere:
+            return output
+        if self._gate is None or self._gate.shape[1] != output.shape[1]:
+            return output * 0.0
+        return output * self._gate.to(output.dtype)
+
+
+def add_lora(
+    llm: nn.Module, *, rank: int, alpha: float, dropout: float, targets: list[str], scope: str
+) -> tuple[nn.ModuleDict, LoraGate]:
+    """Inject LoRA into `llm`. Returns the new layers, by the path of the layer they belong to, and their gate.
+
+    Raises ValueError when no layer of the LLM is named as `targets` say.
+    """
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none")  # type: ignore[arg-type]
+    inject_adapter_in_model(config, llm, adapter_name=_ADAPTER)
+    gate, layers = LoraGate(scope), nn.ModuleDict()
+    for path, module in llm.named_modules():
+        if hasattr(module, "lora_A") and _ADAPTER in module.lora_A:
+            module.lora_A[_ADAPTER].register_forward_hook(gate)
+            # ModuleDict keys may not hold dots.
+            layers[path.replace(".", "/")] = nn.ModuleDict({"A": module.lora_A[_ADAPTER], "B": module.lora_B[_ADAPTER]})
+    return layers, gate

@@ -1,0 +1,242 @@
+"""The model that hears: speech encoder -> adapter -> LLM (+ LoRA), and an emotion classifier beside it.
+
+Single-device mathematics; distribution lives in the engine. T packed positions, S speech tokens, R response rows,
+H LLM width, n clips. What a stage trains is registered in `SpeechLM.parts`; frozen parts are ordinary attributes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from blsp.adapter import ConvAdapter
+from blsp.encoder import SpeechEncoder, load_whisper_encoder
+from blsp.features import AudioWindow
+from blsp.lora import LoraGate, add_lora
+from blsp.losses import Losses, continuation_ce, continuation_kl, emotion_ce
+from blsp.packing import attention_implementation, bounds
+from blsp.recipe import ModelSection, StageSection
+from shards.collate import Batch
+from shards.prompts import ChatTemplate
+from shards.sample import EMOTIONS
+
+EXPORT_WEIGHTS, EXPORT_CONFIG = "model.safetensors", "config.json"
+
+
+class _Decoder(Protocol):
+    def __call__(self, **kwargs: Any) -> Any: ...
+
+
+class SpeechLM(nn.Module):
+    """Everything that one clip passes through.
+
+    `parts` holds what may train, by name: adapter, classifier, encoder (without its fixed position table) and, when
+    the configuration asks for it, lora. The LLM itself is frozen and is not a registered module: DeepSpeed neither
+    partitions nor gathers nor saves it.
+    """
+
+    def __init__(self, config: ModelSection, llm: nn.Module, encoder: SpeechEncoder, template: ChatTemplate) -> None:
+        super().__init__()
+        self.config = config
+        self.template = template
+        llm.requires_grad_(False)
+        encoder.requires_grad_(False)
+        object.__setattr__(self, "llm", llm)
+        object.__setattr__(self, "encoder", encoder)
+        embeddings = llm.get_input_embeddings().weight  # type: ignore[operator]
+        llm_width = embeddings.shape[1]
+        adapter = ConvAdapter(encoder.width, llm_width, config.adapter.bottleneck)
+        # Speech must arrive at the scale that the LLM's own embeddings have.
+        self.scale = float(embeddings.float().square().mean().sqrt())
+        nn.init.constant_(adapter.norm.weight, self.scale)
+        whisper = encoder.whisper
+        self.parts = nn.ModuleDict(
+            {
+                "adapter": adapter.to(embeddings),
+                "classifier": nn.Linear(llm_width, len(EMOTIONS), bias=False).to(embeddings),
+                "encoder": nn.ModuleDict(
+                    {name: getattr(whisper, name) for name in ("conv1", "conv2", "layers", "layer_norm")}
+                ),
+            }
+        )
+        self.gate = LoraGate("speech")
+        if config.lora is not None:
+            lora, self.gate = add_lora(
+                llm, rank=config.lora.rank, alpha=config.lora.alpha, dropout=config.lora.dropout,
+                targets=list(config.lora.targets), scope=config.lora.scope,
+            )  # fmt: skip
+            self.parts["lora"] = lora
+        self.parts.requires_grad_(False)
+        self.exported_parts: set[str] = set()
+
+    llm: nn.Module
+    encoder: SpeechEncoder
+
+    @classmethod
+    def build(cls, config: ModelSection, device: torch.device) -> SpeechLM:
+        """A model from pretrained parts, and from the earlier stage's export when `config.init` names one."""
+        dtype = getattr(torch, config.dtype)
+        tokenizer = AutoTokenizer.from_pretrained(config.llm, revision=config.revision)
+        llm: nn.Module = AutoModelForCausalLM.from_pretrained(
+            config.llm, revision=config.revision, dtype=dtype, attn_implementation=attention_implementation(device)
+        )
+        llm.to(device)
+        whisper = load_whisper_encoder(config.encoder, dtype, device)
+        model = cls(config, llm, SpeechEncoder(whisper, AudioWindow(config.audio_window)), ChatTemplate(tokenizer))
+        if config.init is not None:
+            model.load_export(config.init / "export")
+        return model
+
+    @classmethod
+    def load(cls, run: Path, device: torch.device | None = None) -> SpeechLM:
+        """The finished model of a run folder, ready to generate. Raises ValueError when the run has no export yet."""
+        device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        section = _export_config(run / "export")["model"]
+        model = cls.build(ModelSection.model_validate({**section, "init": None}), device)
+        model.load_export(run / "export")
+        return model.eval()
+
+    def load_export(self, folder: Path) -> None:
+        """Load every tensor of an export; parts that it does not hold stay as they are. Raises ValueError for a tensor
+        that this model has no place for, of another shape, or missing from a part that the export does hold."""
+        exported = _export_config(folder)
+        if exported["model"]["audio_window"] != self.config.audio_window:
+            raise ValueError(
+                f"{folder}: was trained with audio_window {exported['model']['audio_window']!r}, not "
+                f"{self.config.audio_window!r}; set model.audio_window to the former"
+            )
+        state = load_file(folder / EXPORT_WEIGHTS)
+        for part in exported["parts"]:
+            if part not in self.parts:
+                raise ValueError(f"{folder}: holds {part!r}, which this recipe has not; add the section model.{part}")
+            prefix = f"{part}."
+            weights = {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
+            try:
+                self.parts[part].load_state_dict(weights)
+            except RuntimeError as error:
+                raise ValueError(f"{folder}: {part} does not fit this recipe: {error}") from error
+        self.exported_parts = set(exported["parts"])
+
+    def train(self, mode: bool = True) -> SpeechLM:
+        """Training mode for the frozen parts too: gradient checkpointing works only in it."""
+        super().train(mode)
+        self.llm.train(mode)
+        self.encoder.train(mode)
+        return self
+
+    def num_speech_tokens(self, num_samples: int) -> int:
+        """Positions that a clip takes in the LLM's sequence."""
+        return ConvAdapter.num_tokens(SpeechEncoder.num_positions(num_samples))
+
+    def hear(self, waveform: Tensor, num_samples: Tensor) -> tuple[Tensor, list[int]]:
+        """int16 [sum N], int64 [n] -> speech embeddings [sum S, H] and S of each clip."""
+        encoded, lengths = self.encoder(waveform, num_samples)
+        embedded, lengths = self.parts["adapter"](encoded, lengths)
+        return embedded, lengths
+
+    def emotion_logits(self, speech: Tensor, lengths: list[int]) -> Tensor:
+        """[n, 5] from the mean of each clip's speech embeddings, brought to unit scale."""
+        pooled = torch.stack([clip.mean(0) for clip in speech.split(lengths)])
+        logits: Tensor = self.parts["classifier"](pooled / self.scale)
+        return logits
+
+    def _decode(self, embeddings: Tensor, position_ids: Tensor, lengths: list[int]) -> Tensor:
+        """The LLM's last hidden states over packed sequences: [T, H] -> [T, H]."""
+        decoder: _Decoder = self.llm.get_decoder()  # type: ignore[operator]
+        where = bounds(lengths, embeddings.device)
+        output = decoder(inputs_embeds=embeddings[None], position_ids=position_ids[None], use_cache=False, **where)
+        hidden: Tensor = output.last_hidden_state[0]
+        return hidden
+
+    def forward(self, batch: Batch, stage: StageSection) -> Losses:
+        """A stage's losses over one micro-batch, as sums; `total` is weighted and divided by the planned counts."""
+        embed = self.llm.get_input_embeddings()  # type: ignore[operator]
+        head = self.llm.get_output_embeddings()  # type: ignore[operator]
+        teacher = None
+        if "kl" in stage.losses:
+            self.gate.close()
+            with torch.no_grad():
+                text_lengths = batch.text_cu_seq_lens.diff().tolist()
+                teacher = self._decode(embed(batch.text_input_ids), batch.text_position_ids, text_lengths)[
+                    batch.text_rows
+                ]
+        with torch.set_grad_enabled("encoder" in stage.train):
+            encoded, lengths = self.encoder(batch.waveform, batch.num_samples)
+        speech, lengths = self.parts["adapter"](encoded, lengths)
+        embeddings = embed(batch.input_ids).masked_scatter(batch.speech_mask[:, None], speech)
+        self.gate.open(batch.speech_mask[None])
+        hidden = self._decode(embeddings, batch.position_ids, batch.cu_seq_lens.diff().tolist())[batch.rows]
+
+        zero = hidden.new_zeros((), dtype=torch.float32)
+        ce = continuation_ce(head, hidden, batch.targets, batch.row_weight) if "ce" in stage.losses else zero
+        kl = zero
+        if teacher is not None:
+            kl = continuation_kl(head, hidden, teacher, batch.row_weight, stage.kl_temperature)
+        emotion, correct, labelled = zero, zero, zero
+        if "emotion" in stage.losses:
+            emotion, correct, labelled = emotion_ce(self.emotion_logits(speech, lengths), batch.emotion)
+        total = (
+            (stage.losses.get("ce", 0.0) * ce + stage.losses.get("kl", 0.0) * kl) / max(1, batch.step_response_tokens)
+            + stage.losses.get("emotion", 0.0) * emotion / max(1, batch.step_labelled)
+        )  # fmt: skip
+        return Losses(total, ce, kl, batch.row_weight.sum(), emotion, correct, labelled)
+
+    @torch.inference_mode()
+    def generate(self, waveforms: list[NDArray[np.int16]], prompt: str, max_new_tokens: int) -> list[str]:
+        """Greedy answers to clips (int16, 16 kHz mono) under one prompt, as one left-padded batch."""
+        device = next(self.llm.parameters()).device
+        speech, lengths = self.hear(*pack(waveforms, device))
+        embed = self.llm.get_input_embeddings()  # type: ignore[operator]
+        prefix, suffix = (
+            embed(torch.tensor(ids, device=device)) for ids in (self.template.prefix(prompt), self.template.suffix())
+        )
+        longest = max(lengths)
+        rows, masks, gates = [], [], []
+        for clip, length in zip(speech.split(lengths), lengths, strict=True):
+            padding = clip.new_zeros(longest - length, clip.shape[1])
+            rows.append(torch.cat([padding, prefix, clip, suffix]))
+            mask = torch.ones(len(rows[-1]), dtype=torch.int64, device=device)
+            mask[: len(padding)] = 0
+            gate = torch.zeros_like(mask, dtype=torch.bool)
+            gate[len(padding) + len(prefix) : len(padding) + len(prefix) + length] = True
+            masks.append(mask)
+            gates.append(gate)
+        self.gate.open(torch.stack(gates))
+        ids = self.llm.generate(  # type: ignore[operator]
+            inputs_embeds=torch.stack(rows), attention_mask=torch.stack(masks), max_new_tokens=max_new_tokens,
+            do_sample=False, eos_token_id=self.template.end_of_turn_id, pad_token_id=self.template.end_of_turn_id,
+        )  # fmt: skip
+        self.gate.close()
+        return [self.template.decode(row) for row in ids.tolist()]
+
+    @torch.inference_mode()
+    def classify(self, waveforms: list[NDArray[np.int16]]) -> NDArray[np.float32]:
+        """The emotion classifier's log-probabilities [n, 5], in the order of EMOTIONS."""
+        device = next(self.llm.parameters()).device
+        logits = self.emotion_logits(*self.hear(*pack(waveforms, device)))
+        result: NDArray[np.float32] = logits.float().log_softmax(-1).cpu().numpy()
+        return result
+
+
+def pack(waveforms: list[NDArray[np.int16]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Clips end to end: int16 [sum N] and int64 [n]."""
+    waveform = torch.from_numpy(np.concatenate(waveforms)).to(device)
+    return waveform, torch.tensor([len(clip) for clip in waveforms], device=device)
+
+
+def _export_config(folder: Path) -> dict[str, Any]:
+    path = folder / EXPORT_CONFIG
+    if not path.exists():
+        raise ValueError(
+            f"{folder}: no export here; has the run of {folder.parent} finished? (`blsp train` writes it at the end)"
+        )
+    config: dict[str, Any] = json.loads(path.read_text())
+    return config

@@ -1,0 +1,87 @@
+"""Sequences laid end to end: the attention that keeps them apart, and the way to a padded view and back.
+
+One call serves every device: FlashAttention's varlen kernel where flash-attn is installed, otherwise torch's scaled
+dot product attention on each sequence. Both get the same `cu_seq_lens_*` arguments; a sequence never sees another.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+_PACKED = "packed_sdpa"
+
+
+def _packed_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """query [1, heads, T, d], key and value [1, kv heads, T, d] -> [1, T, heads, d]."""
+    bounds = kwargs.pop("cu_seq_lens_q", None)
+    if bounds is None:
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return output, None
+    lengths = bounds.diff().tolist()
+    outputs = [
+        functional.scaled_dot_product_attention(
+            q, k, v, dropout_p=kwargs.get("dropout", 0.0), scale=kwargs.get("scaling"),
+            is_causal=bool(getattr(module, "is_causal", False)), enable_gqa=q.shape[1] != k.shape[1],
+        )
+        for q, k, v in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
+    ]  # fmt: skip
+    return torch.cat(outputs, 2).transpose(1, 2), None
+
+
+def _packed_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+    # Packed training passes no 2-D mask: the bounds do its work. Generation passes one, for its left padding.
+    if attention_mask is None:
+        return None
+    kwargs["attention_mask"] = attention_mask
+    mask: Tensor | None = sdpa_mask(*args, **kwargs)
+    return mask
+
+
+AttentionInterface.register(_PACKED, _packed_attention)
+AttentionMaskInterface.register(_PACKED, _packed_mask)
+
+
+def attention_implementation(device: torch.device) -> str:
+    """The name to give transformers as `attn_implementation` on this device."""
+    if device.type == "cuda" and importlib.util.find_spec("flash_attn"):
+        return "flash_attention_2"
+    return _PACKED
+
+
+def bounds(lengths: list[int], device: torch.device) -> dict[str, Any]:
+    """The keyword arguments that tell packed attention where each of the sequences ends."""
+    cumulative = functional.pad(torch.tensor(lengths, device=device).cumsum(0), (1, 0)).to(torch.int32)
+    longest = max(lengths)
+    return {"cu_seq_lens_q": cumulative, "cu_seq_lens_k": cumulative, "max_length_q": longest, "max_length_k": longest}
+
+
+def pad_packed(packed: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
+    """[sum L, C] -> zero-padded [n, max L, C] and its mask [n, max L]."""
+    sizes = torch.tensor(lengths, device=packed.device)
+    mask = torch.arange(max(lengths), device=packed.device) < sizes[:, None]
+    padded = packed.new_zeros(*mask.shape, packed.shape[-1])
+    padded[mask] = packed
+    return padded, mask
+
+
+def convolve(conv: nn.Conv1d, padded: Tensor, lengths: list[int]) -> tuple[Tensor, list[int]]:
+    """Apply a strided convolution to zero-padded clips [n, L, C] as if each were alone.
+
+    What lies behind a clip's end must be zero on entry; it is zero again on return. Returns [n, L', C'] and lengths.
+    """
+    kernel, stride, padding = conv.kernel_size[0], conv.stride[0], conv.padding[0]
+    assert isinstance(padding, int)
+    after = [(length + 2 * padding - kernel) // stride + 1 for length in lengths]
+    output = conv(padded.transpose(1, 2)).transpose(1, 2)
+    mask = torch.arange(output.shape[1], device=output.device) < torch.tensor(after, device=output.device)[:, None]
+    return output * mask[..., None], after

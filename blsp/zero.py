@@ -1,0 +1,59 @@
+"""From a recipe to DeepSpeed's configuration, and what DeepSpeed needs at the start. Only here are its keys known."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import torch
+
+from blsp.recipe import TrainRecipe
+
+
+def prepare_environment() -> None:
+    """Settings that DeepSpeed and torch read once. A process that no launcher started becomes a world of one."""
+    # Loading a checkpoint must never run code that somebody put into it.
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        import deepspeed.ops
+
+        # DeepSpeed would compile this operator on first use; training collectives go through gloo regardless.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def accumulation_steps(micro_batches: int, world_size: int) -> int:
+    """Micro-batches that each rank runs in a step; the last may be a filler of weight 0."""
+    return math.ceil(micro_batches / world_size)
+
+
+def config(recipe: TrainRecipe, world_size: int) -> dict[str, Any]:
+    """DeepSpeed's JSON for `world_size` ranks, with the recipe's own keys merged in.
+
+    A micro-batch is one call of the engine, whatever the number of clips in it, so DeepSpeed's batch sizes count calls.
+    """
+    accumulation = accumulation_steps(recipe.data.micro_batches, world_size)
+    generated: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": accumulation * world_size,
+        "gradient_clipping": recipe.optim.clip_norm,
+        "bf16": {"enabled": recipe.model.dtype == "bfloat16"},
+        "zero_optimization": {"stage": recipe.engine.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "wall_clock_breakdown": False,
+        # The plan deals the micro-batches; DeepSpeed must not print a line every ten steps beside ours.
+        "steps_per_print": 10**9,
+    }
+    return merge(generated, recipe.engine.deepspeed)
+
+
+def merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the keys of `extra` put over it, section by section."""
+    merged = dict(base)
+    for key, value in extra.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from cluster.lock import folder_lock
+from shards.index import ShardSet
+from shards.pipeline import Progress, ShardJob, Summary, write_shards
+from shards.sample import Continuation
+from shards.writers import Request, Writer
+
+Make = Callable[..., Summary]
+
+
+def nothing(_: Progress) -> None:
+    """No progress bar."""
+
+
+def test_inputs_are_written_rejected_or_duplicates(job: ShardJob, corpus: Path, make_shards: Make) -> None:
+    lines = corpus.read_text().splitlines()
+    again = corpus.with_name("again.jsonl")
+    again.write_text("\n".join([*lines[:3], json.dumps({"id": "new", "audio": "no.wav", "text": "t", "corpus": "c"})]))
+    states: list[Progress] = []
+    summary = make_shards(replace(job, manifests=(corpus, again)), states.append)
+    assert (summary.inputs, summary.written, summary.duplicates) == (27, 23, 3)
+    assert summary.rejected == {"unknown_emotion": 1}
+    assert [state.done for state in states] == sorted(state.done for state in states)
+    assert states[-1] == Progress(27, 1, 27, summary.hours)
+    assert (job.out / "rejects" / "duplicates.jsonl").read_text().count("duplicate_id") == 3
+
+
+def test_stopped_anywhere_and_gone_on_equals_never_stopped(job: ShardJob, make_shards: Make, tmp_path: Path) -> None:
+    whole = make_shards(replace(job, out=tmp_path / "whole"))
+    for k in range(1, 6):
+        part = replace(job, out=tmp_path / f"part{k}")
+
+        def stop(state: Progress, k: int = k) -> None:
+            if state.done >= 4 * k:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt, match=f"{k} of 6 shards in .* the same command goes on from there"):
+            make_shards(part, stop)
+        with pytest.raises(ValueError, match="unfinished"):
+            ShardSet.open(part.out)
+        kept = {path: path.stat().st_mtime_ns for path in (part.out / "shards").iterdir()}
+        assert len(kept) == k
+        (part.out / "shards" / "000005-killed.tar").touch()
+        (part.out / "_tmp" / "000005.killed.tar").touch()
+        assert make_shards(part) == whole
+        assert {path: path.stat().st_mtime_ns for path in kept} == kept
+        assert len(list((part.out / "shards").iterdir())) == 6
+
+
+def test_a_finished_set_is_left_as_it_is(job: ShardJob, make_shards: Make) -> None:
+    first = make_shards(job)
+    files = {path: path.stat().st_mtime_ns for path in job.out.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert make_shards(replace(job, batch_size=7, cpu_actors=1)) == first
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+
+
+@pytest.mark.parametrize("change", [{"prompt": "continue"}, {"max_new_tokens": 3}, {"clips_per_shard": 5}])
+def test_a_folder_made_from_something_else_is_refused(
+    job: ShardJob, make_shards: Make, change: dict[str, object]
+) -> None:
+    make_shards(job)
+    with pytest.raises(ValueError, match=f"other .*{next(iter(change))}.*; choose another folder or remove it"):
+        make_shards(replace(job, **change))  # type: ignore[arg-type]
+
+
+def test_two_runs_on_one_folder_are_refused(job: ShardJob, make_shards: Make) -> None:
+    with folder_lock(job.out), pytest.raises(ValueError, match=f"already in use by process {os.getpid()}"):
+        make_shards(job)
+
+
+def test_too_small_a_disk_is_found_before_any_work(
+    job: ShardJob, make_shards: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(OSError, match=r"GiB are needed, 0.00 GiB are free; make room"):
+        make_shards(job)
+
+
+def test_a_set_of_nothing_is_refused_with_the_reasons(job: ShardJob, corpus: Path, make_shards: Make) -> None:
+    for wav in (corpus.parent / "wav").iterdir():
+        wav.write_text("no audio")
+    with pytest.raises(ValueError, match=r"none of the 23 clips could be used \(23 unreadable\); see .*rejects"):
+        make_shards(job)
+
+
+def test_bad_recipes_are_refused_before_anything_is_made(job: ShardJob, make_shards: Make, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="prompt 'chat' writes no targets; use one of continue, continue_emotion"):
+        replace(job, prompt="chat")
+    with pytest.raises(ValueError, match="no such folder; give the LLM's folder or its hub id"):
+        make_shards(replace(job, llm=str(tmp_path / "absent")))
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    with pytest.raises(ValueError, match="empty manifest"):
+        make_shards(replace(job, manifests=(empty,)))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
+def test_ray_makes_the_same_set(
+    job: ShardJob, make_shards: Make, echo: Callable[[ShardJob], Writer], tmp_path: Path
+) -> None:
+    alone = make_shards(replace(job, out=tmp_path / "alone"))
+    states: list[Progress] = []
+    assert write_shards(replace(job, llm_actors=2), states.append, echo) == alone
+    assert states[-1].done == 23
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
+def test_a_worker_that_dies_is_replaced_and_nothing_counts_twice(job: ShardJob, tmp_path: Path) -> None:
+    def load(_: ShardJob) -> Writer:
+        class DiesOnce:
+            name = "mortal"
+
+            def write(self, asked: Sequence[Request]) -> list[Continuation]:
+                mark = tmp_path / "died"
+                if any("number 7." in request.text for request in asked) and not mark.exists():
+                    mark.touch()
+                    os._exit(1)
+                return [Continuation(prompt=q.prompt, text=q.text, finished=True, writer="m") for q in asked]
+
+        return DiesOnce()
+
+    assert write_shards(job, nothing, load).written == 23
+    assert (tmp_path / "died").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
+def test_a_writer_that_cannot_load_is_a_sentence_and_not_a_stack_of_frames(job: ShardJob) -> None:
+    def load(_: ShardJob) -> Writer:
+        raise ValueError("the tokenizer has no chat template")
+
+    with pytest.raises(ValueError) as error:
+        write_shards(job, nothing, load)
+    assert str(error.value) == "the tokenizer has no chat template"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
+def test_an_llm_writes_a_set_that_names_it(job: ShardJob, llm_folder: Path) -> None:
+    summary = write_shards(replace(job, llm=str(llm_folder), max_new_tokens=8, clips_per_shard=12), nothing)
+    assert summary.written + sum(summary.rejected.values()) == 23
+    description = json.loads((job.out / "dataset.json").read_text())
+    assert all(writer.startswith(f"{llm_folder.name}@") for writer in description["writers"])
+    assert ShardSet.open(job.out).record(0)[1].writer == description["writers"][0]
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_ray_and_keeps_what_is_committed(job: ShardJob) -> None:
+    script = """
+import sys, time
+from pathlib import Path
+from shards.pipeline import ShardJob, write_shards
+from shards.sample import Continuation
+
+def load(job):
+    class Slow:
+        name = "slow"
+        def write(self, asked):
+            time.sleep(0.5)
+            return [Continuation(prompt=q.prompt, text=q.text, finished=True, writer="s") for q in asked]
+    return Slow()
+
+job = ShardJob(manifests=(Path(sys.argv[1]),), out=Path(sys.argv[2]), llm=sys.argv[3], clips_per_shard=2)
+try:
+    write_shards(job, lambda state: print(state.done, flush=True), load)
+except KeyboardInterrupt as error:
+    print(error)
+"""
+    with tempfile.TemporaryDirectory(dir="/tmp") as scratch:
+        run = subprocess.Popen(
+            [sys.executable, "-c", script, str(job.manifests[0]), str(job.out), job.llm],
+            stdout=subprocess.PIPE, text=True, start_new_session=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": scratch},
+        )  # fmt: skip
+        assert run.stdout is not None
+        for line in run.stdout:
+            if int(line) > 0:
+                os.killpg(run.pid, signal.SIGINT)
+                break
+        rest = run.communicate(timeout=60)[0].splitlines()
+        assert list(Path(scratch).iterdir()) == []
+    committed = len(list((job.out / "commits").iterdir()))
+    assert 0 < committed < 12
+    assert rest[-1].startswith(f"stopped; {committed} of 12 shards")
