@@ -5,7 +5,7 @@ Texts and commit records pass through Ray's object store, audio never does: each
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cluster.ray_session import ray_session
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _TASKS_PER_ACTOR = 2  # one in work, one waiting
 _POLL_S = 1.0
+_RESTARTS = 2
 
 
 class _LlmActor:
@@ -42,7 +43,7 @@ class _CpuActor:
 
 def run_tasks(
     job: ShardJob, tasks: Sequence[Task], load_writer: Callable[[ShardJob], Writer]
-) -> Iterator[Commit | None]:
+) -> Generator[Commit | None, None, None]:
     """Yields a commit per task as they come, and None about once a second while none comes.
 
     Raises NoSpaceError, ValueError or OSError as the writer or the task did, and OSError when workers keep dying.
@@ -50,40 +51,39 @@ def run_tasks(
     with ray_session(job.ray_address):
         import ray
 
+        llm_actors, cpu_actors = _start_actors(job, len(tasks), load_writer)
         try:
-            yield from _schedule(job, tasks, load_writer)
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, NoSpaceError):
-                raise NoSpaceError(
-                    f"{error.cause}; make room and run the same command: it goes on from there"
-                ) from None
-            if isinstance(error.cause, ValueError | OSError):
-                raise error.cause from None
-            raise
-        except ray.exceptions.RayActorError as error:
-            raise OSError(
-                f"a worker process died again and again ({error.error_msg.splitlines()[0]}); too little memory? "
-                "Use fewer actors; the same command goes on from the shards that are finished"
-            ) from error
+            yield from _schedule(job, tasks, llm_actors, cpu_actors)
+        except ray.exceptions.RayError as error:
+            raise _explained(error) from None
+        finally:
+            for actor in llm_actors + cpu_actors:
+                ray.kill(actor)
 
 
-def _schedule(
-    job: ShardJob, tasks: Sequence[Task], load_writer: Callable[[ShardJob], Writer]
-) -> Iterator[Commit | None]:
+def _start_actors(
+    job: ShardJob, num_tasks: int, load_writer: Callable[[ShardJob], Writer]
+) -> tuple[list[Any], list[Any]]:
+    """LLM actors, on a GPU each where there are enough, and CPU actors, on a core each."""
     import ray
 
     remote: Any = ray.remote
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    num_cpu_actors = min(job.cpu_actors or int(resources["CPU"]), int(resources["CPU"]), len(tasks))
-    gpus = 1 if resources.get("GPU", 0) >= job.llm_actors else 0
-    restarts = {"max_restarts": 2, "max_task_retries": 2}
-    llm_actors: list[Any] = [
-        remote(_LlmActor).options(num_cpus=0, num_gpus=gpus, **restarts).remote(job, load_writer)
-        for _ in range(min(job.llm_actors, len(tasks)))
-    ]
-    cpu_actors: list[Any] = [
-        remote(_CpuActor).options(num_cpus=1, **restarts).remote(job) for _ in range(num_cpu_actors)
-    ]
+    num_cpus = int(resources["CPU"])
+    num_gpus = 1 if resources.get("GPU", 0) >= job.llm_actors else 0
+    restarts = {"max_restarts": _RESTARTS, "max_task_retries": _RESTARTS}
+    llm = remote(_LlmActor).options(num_cpus=0, num_gpus=num_gpus, **restarts)
+    cpu = remote(_CpuActor).options(num_cpus=1, **restarts)
+    llm_actors = [llm.remote(job, load_writer) for _ in range(min(job.llm_actors, num_tasks))]
+    return llm_actors, [cpu.remote(job) for _ in range(min(job.cpu_actors or num_cpus, num_cpus, num_tasks))]
+
+
+def _schedule(
+    job: ShardJob, tasks: Sequence[Task], llm_actors: Sequence[Any], cpu_actors: list[Any]
+) -> Generator[Commit | None, None, None]:
+    """Keeps every CPU actor busy and, through its waiting task, an LLM actor ahead of it."""
+    import ray
+
     waiting = iter(tasks)
     idle = cpu_actors * _TASKS_PER_ACTOR
     running: dict[Any, Any] = {}
@@ -99,3 +99,18 @@ def _schedule(
             yield ray.get(reference)
         if not finished:
             yield None
+
+
+def _explained(error: Exception) -> Exception:
+    """What went wrong in a worker, as the sentence that the worker itself raised where there is one."""
+    import ray
+
+    cause = getattr(error, "cause", error)
+    if isinstance(cause, NoSpaceError):
+        return NoSpaceError(f"{cause}; make room, then the same command goes on from there")
+    if isinstance(cause, ray.exceptions.RayActorError):
+        return OSError(
+            f"a worker process died {_RESTARTS + 1} times; too little memory? With fewer actors or a smaller batch the "
+            "same command goes on from the shards that are finished"
+        )
+    return cause if isinstance(cause, ValueError | OSError) else error

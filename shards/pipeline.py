@@ -6,6 +6,7 @@ without one, and in the end inputs = written + rejected + duplicates.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -114,12 +115,14 @@ def write_shards(
                 _check_space(job.out, missing)
                 total = len(clips) + len(duplicates)
                 on_progress(_progress(commits, len(duplicates), total))
-                for commit in run_tasks(job, missing, load_writer):
-                    if commit is not None:
-                        commits[commit.task] = commit
-                    on_progress(_progress(commits, len(duplicates), total))
+                with contextlib.closing(run_tasks(job, missing, load_writer)) as finished:
+                    for commit in finished:
+                        if commit is not None:
+                            commits[commit.task] = commit
+                        on_progress(_progress(commits, len(duplicates), total))
         except KeyboardInterrupt:
-            kept = f"{len(commits)} of {len(tasks)} shards in {job.out} are finished and kept"
+            number = sum(read_commit(job.out, task.number) is not None for task in tasks)  # some were not reported yet
+            kept = f"{number} of {len(tasks)} shards in {job.out} are finished and kept"
             raise KeyboardInterrupt(f"stopped; {kept}, the same command goes on from there") from None
         return _finish(job, [commits[task.number] for task in tasks], clips, duplicates)
 

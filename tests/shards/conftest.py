@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def make_shards(echo: Callable[[ShardJob], Writer], monkeypatch: pytest.MonkeyPa
 
     def run_here(
         job: ShardJob, tasks: Sequence[Task], load_writer: Callable[[ShardJob], Writer]
-    ) -> Iterator[Commit | None]:
+    ) -> Generator[Commit | None, None, None]:
         writer = load_writer(job)
         for task in tasks:
             yield write_task(job.out, task, job.prompt, writer.write(requests(task, job.prompt)))

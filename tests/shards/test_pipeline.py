@@ -142,6 +142,16 @@ def test_a_worker_that_dies_is_replaced_and_nothing_counts_twice(job: ShardJob, 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
+def test_a_worker_that_keeps_dying_is_a_sentence(job: ShardJob) -> None:
+    def load(_: ShardJob) -> Writer:
+        os._exit(1)
+
+    with pytest.raises(OSError, match="a worker process died 3 times; too little memory"):
+        write_shards(job, nothing, load)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
 def test_a_writer_that_cannot_load_is_a_sentence_and_not_a_stack_of_frames(job: ShardJob) -> None:
     def load(_: ShardJob) -> Writer:
         raise ValueError("the tokenizer has no chat template")
@@ -186,7 +196,7 @@ except KeyboardInterrupt as error:
     with tempfile.TemporaryDirectory(dir="/tmp") as scratch:
         run = subprocess.Popen(
             [sys.executable, "-c", script, str(job.manifests[0]), str(job.out), job.llm],
-            stdout=subprocess.PIPE, text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": scratch},
         )  # fmt: skip
         assert run.stdout is not None
@@ -194,8 +204,9 @@ except KeyboardInterrupt as error:
             if int(line) > 0:
                 os.killpg(run.pid, signal.SIGINT)
                 break
-        rest = run.communicate(timeout=60)[0].splitlines()
+        rest, complaints = run.communicate(timeout=60)
         assert list(Path(scratch).iterdir()) == []
     committed = len(list((job.out / "commits").iterdir()))
     assert 0 < committed < 12
-    assert rest[-1].startswith(f"stopped; {committed} of 12 shards")
+    assert rest.splitlines()[-1].startswith(f"stopped; {committed} of 12 shards")
+    assert "Traceback" not in complaints
