@@ -56,10 +56,10 @@ class Stage(nn.Module):
 
     model: SpeechLM
 
-    def forward(self, batch: Batch) -> Losses:
-        """The stage's losses over one micro-batch."""
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What is differentiated over one micro-batch, and all fields of its `Losses` as a vector."""
         losses: Losses = self.model(batch, self.section)
-        return losses
+        return losses.total, losses.detached()
 
 
 @dataclass
@@ -139,13 +139,13 @@ def _backward(run: Run, step: int, index: int, batch: Batch) -> Tensor:
     world, accumulation = dist.get_world_size(), run.engine.gradient_accumulation_steps()
     # Dropout depends on the seed, the step and the micro-batch, never on which rank runs it or on what came before.
     torch.manual_seed((run.recipe.data.seed << 40) + (step << 12) + dist.get_rank() + index * world)
-    losses = run.engine(batch.to(run.device))
+    total, sums = run.engine(batch.to(run.device))
     # DeepSpeed divides by the accumulation steps and averages over ranks; the planned counts have divided already.
-    run.engine.backward(losses.total * (accumulation * world))
+    run.engine.backward(total * (accumulation * world))
     if index + 1 < accumulation:
         run.engine.step()
-    sums: Tensor = losses.detached().cpu()
-    return sums
+    on_cpu: Tensor = sums.cpu()
+    return on_cpu
 
 
 def _agree(run: Run, losses: Tensor) -> Tensor:

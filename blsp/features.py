@@ -22,7 +22,7 @@ _WINDOW_30S = 30 * SAMPLE_RATE
 
 @dataclass(frozen=True)
 class AudioWindow:
-    """The silence after a clip that the encoder hears: up to "30s" (as Whisper was trained), "exact" none, "tail:N" N s."""
+    """The silence after a clip that the encoder hears: up to "30s" (as it was trained), "exact" none, "tail:N" N s."""
 
     spec: str
 

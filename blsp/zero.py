@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from typing import Any
 
 import torch
+import transformers
 
 from blsp.recipe import TrainRecipe
 
 
 def prepare_environment() -> None:
     """Settings that DeepSpeed and torch read once. A process that no launcher started becomes a world of one."""
+    # DeepSpeed 0.19 calls collectives by names that torch 2.13 is about to drop.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    transformers.utils.logging.disable_progress_bar()
     # Loading a checkpoint must never run code that somebody put into it.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     if not torch.cuda.is_available():

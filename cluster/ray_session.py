@@ -10,6 +10,7 @@ import functools
 import os
 import secrets
 import shutil
+import socket
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from pathlib import Path
 
 _OBJECT_STORE_BYTES = 256 * 2**20  # texts and commit records pass through it, never audio
 _MAX_ROOT_LENGTH = 25  # characters; the kernel takes 107 in a socket's path, and Ray and we add 80
+_CONNECT_TIMEOUT_S = 10.0
 _LOOPBACK = "127.0.0.2"  # Ray replaces 127.0.0.1 by the address of a network card; this one it leaves alone
 
 
@@ -36,6 +38,7 @@ def ray_session(address: str | None = None, num_cpus: int | None = None) -> Iter
             yield
         elif address is not None:
             _check_token_is_private()
+            _check_somebody_listens(address)
             with _connected(address):
                 yield
         else:
@@ -96,6 +99,17 @@ def _check_token_is_private() -> None:
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", default))
     if path.is_file() and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise ValueError(f"{path}: others can read Ray's token, and whoever holds it runs code here: chmod 600 {path}")
+
+
+def _check_somebody_listens(address: str) -> None:
+    """Ray itself would knock for ten minutes before it gives up."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError(f"ray_address {address!r} is not HOST:PORT, such as node1:6379")
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise ValueError(f"no Ray cluster at {address} ({error}); is `ray start --head` running there?") from None
 
 
 @contextmanager

@@ -40,6 +40,11 @@ def main() -> None:
     app(args=debug + [argument for argument in arguments if argument != "--debug"], prog_name="blsp")
 
 
+miniature = typer.Typer(help="Make the miniature's speech and stand-ins for pretrained models.")
+app.add_typer(miniature, name="miniature")
+Seed = Annotated[int, typer.Option(help="Of the synthesised voices, the order of clips and the new weights.")]
+
+
 @app.callback()
 def _options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
     pass
@@ -168,12 +173,41 @@ def chat(
     use.chat(run, wavs or [])
 
 
-@app.command()
-def quickstart(
+@app.command("quickstart")
+def run_quickstart(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where everything is written.")] = Path("quickstart"),
-    seed: Annotated[int, typer.Option(help="Of the synthesised voices, the order and the new weights.")] = 1,
+    seed: Seed = 1,
 ) -> None:
     """The whole method in miniature on this machine's CPU, from synthesised speech to a report."""
-    from launcher import quickstart as miniature
+    from launcher import quickstart
 
-    miniature.run(folder, seed)
+    quickstart.run(folder, seed)
+
+
+@miniature.command()
+def world(root: Annotated[Path, typer.Argument(metavar="ROOT", help="Where the corpora go.")], seed: Seed = 1) -> None:
+    """Synthesise emotional speech with espeak-ng, as plain corpora."""
+    from launcher import miniature
+
+    miniature.world(root, seed)
+
+
+@miniature.command()
+def llm(out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")], seed: Seed = 1) -> None:
+    """Train a tiny Qwen2 from text; with a real LLM this is a download."""
+    from launcher import miniature
+
+    miniature.llm(out, seed)
+
+
+@miniature.command()
+def encoder(
+    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="Of the synthesised corpus `asr`.")],
+    marks: Annotated[Path, typer.Argument(metavar="MARKS", help="Its phone and word times.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    seed: Seed = 1,
+) -> None:
+    """Train a tiny Whisper encoder on phones and words; with a real Whisper this is a download."""
+    from launcher import miniature
+
+    miniature.encoder(manifest, marks, out, seed)

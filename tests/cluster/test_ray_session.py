@@ -48,6 +48,23 @@ def test_a_session_inside_a_session_is_the_same_one() -> None:
     assert ray.is_initialized()
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
+def test_a_running_cluster_is_joined_and_left_running() -> None:
+    import ray
+
+    code = (
+        "import sys, cluster.ray_session as s\n"
+        "with s.ray_session(sys.argv[1]):\n"
+        "    import ray; print(int(ray.cluster_resources()['CPU']))\n"
+    )
+    command = [sys.executable, "-c", code, ray.get_runtime_context().gcs_address]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "2\n"
+    assert ray.cluster_resources()["CPU"] == 2
+
+
 def test_a_token_that_others_can_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
@@ -57,4 +74,23 @@ def test_a_token_that_others_can_read_is_refused(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with pytest.raises(ValueError, match=r"others can read Ray's token.*chmod 600"), ray_session("10.0.0.1:6379"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("127.0.0.1:1", r"no Ray cluster at 127\.0\.0\.1:1 \(.*refused"),
+        ("auto", "is not HOST:PORT"),
+        ("a:b", "HOST:PORT"),
+    ],
+)
+def test_an_address_where_nobody_answers_is_a_sentence_at_once(
+    address: str, sentence: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import ray
+
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(ValueError, match=sentence), ray_session(address):
         pass
