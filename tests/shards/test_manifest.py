@@ -14,7 +14,7 @@ names = st.text(string.ascii_letters + string.digits + "_-.äß文", min_size=1,
 utterances = st.builds(
     Utterance,
     id=st.text(min_size=1),
-    audio=names.map("/somewhere/{}".format),
+    audio=names.map("/somewhere/clip{}".format),
     text=st.text(),
     corpus=names,
     start_s=st.floats(0, 1e6),
