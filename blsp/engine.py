@@ -20,8 +20,10 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.utils import set_z3_leaf_modules
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
 from blsp import checkpoint, zero
 from blsp.losses import Losses
@@ -273,6 +275,9 @@ def _prepare(recipe: TrainRecipe, device: torch.device, on_step: OnStep) -> Run:
         for name, lr in recipe.optim.lr.items()
     ]
     optimizer = torch.optim.AdamW(groups, betas=recipe.optim.betas, weight_decay=recipe.optim.weight_decay)
+    # One gather per layer instead of one per linear map. Not for the adapter: as a leaf whose input needs no gradient
+    # (stage 1) DeepSpeed would let go of its weights before their backward pass.
+    set_z3_leaf_modules(stage, [WhisperEncoderLayer], raise_if_not_found=False)
     engine, *_ = deepspeed.initialize(model=stage, optimizer=optimizer, config=zero.config(recipe, world))
     engine.train()
     model.train()

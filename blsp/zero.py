@@ -45,7 +45,8 @@ def config(recipe: TrainRecipe, world_size: int) -> dict[str, Any]:
         "train_batch_size": accumulation * world_size,
         "gradient_clipping": recipe.optim.clip_norm,
         "bf16": {"enabled": recipe.model.dtype == "bfloat16"},
-        "zero_optimization": {"stage": recipe.engine.zero_stage},
+        # What trains is gathered layer by layer. Kept gathered between steps, small tensors would be fetched one by one.
+        "zero_optimization": {"stage": recipe.engine.zero_stage, "stage3_param_persistence_threshold": 0},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "wall_clock_breakdown": False,

@@ -9,7 +9,7 @@ from launcher.progress import Progress
 # Enough voices that the emotion of a new one is heard, few enough clips for minutes on two cores.
 NUM_ASR, NUM_SER, NUM_TEST_GROUPS, NUM_DEV_GROUPS = 2400, 3000, 48, 30
 _LLM_STEPS, _LLM_BATCH = 200, 32
-_ENCODER_STEPS, _ENCODER_BATCH = 260, 24
+_ENCODER_STEPS, _ENCODER_BATCH = 210, 24
 
 
 def world(root: Path, seed: int) -> None:
