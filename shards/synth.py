@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import soxr
@@ -79,6 +80,7 @@ class _Espeak:
         except ImportError as error:
             raise ValueError("espeak-ng is not installed; run: pip install 'blsp-emo[miniature]'") from error
         self.library = ctypes.CDLL(str(espeakng_loader.get_library_path()))
+        self.variants = Path(espeakng_loader.get_data_path()) / "voices" / "!v"
         self.sample_rate = self.library.espeak_Initialize(
             _SYNCHRONOUS, 0, str(espeakng_loader.get_data_path()).encode(), _PHONEME_EVENTS
         )
@@ -104,7 +106,10 @@ class _Espeak:
         return 0
 
     def set_voice(self, voice: str) -> None:
-        if self.library.espeak_SetVoiceByName(voice.encode()) != 0:
+        variant = voice.partition("+")[2]
+        # espeak-ng itself passes over a variant that it does not know.
+        known = not variant or (self.variants / variant).is_file()
+        if not known or self.library.espeak_SetVoiceByName(voice.encode()) != 0:
             raise ValueError(f"espeak-ng has no voice {voice!r}")
 
     def speak(self, text: str, prosody: Prosody) -> None:
@@ -125,6 +130,18 @@ class _Espeak:
 @cache
 def _espeak() -> _Espeak:
     return _Espeak()
+
+
+def restart() -> None:
+    """Forget what was spoken so far. espeak-ng's wave generator goes on where the last utterance left it, so only what
+    is spoken in the same order after a restart comes out the same, bit for bit."""
+    if not _espeak.cache_info().currsize:
+        return
+    library = _espeak().library
+    _espeak.cache_clear()
+    library.espeak_Terminate()
+    # That alone keeps the generator's phases; unloading the library does not.
+    ctypes.CDLL(None).dlclose(ctypes.c_void_p(library._handle))
 
 
 def speak(text: str, voice: str, prosody: Prosody) -> Speech:

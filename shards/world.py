@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from cluster.files import write_atomically
 from shards.audio import SAMPLE_RATE
 from shards.sample import EMOTIONS
-from shards.synth import Mark, Prosody, speak
+from shards.synth import Mark, Prosody, restart, speak
 
 SUBJECTS = ("Anna", "Peter", "Susan", "David", "Laura", "Robert", "Nina", "Oliver")
 VERBS = ("bought", "moved", "found", "sold", "described", "noticed")
@@ -72,7 +72,7 @@ TONES = {
 _TAKE_SPREAD = Prosody(5, 9, 10, 9)
 _SPEAKER_SPREAD = Prosody(5, 0, 10, 0)
 
-TEST_VOICES = ("m5", "f3", "f5", "Andrea", "adam", "michael", "anika", "robert")
+TEST_VOICES = ("m5", "f3", "f5", "Andrea", "adam", "Michael", "anika", "robert")
 DEV_VOICES = ("m3", "f2", "Annie", "edward", "linda", "Mike")
 TRAIN_VOICES = (
     "m1", "m2", "m4", "m6", "m7", "m8", "f1", "f4", "Alex", "Alicia", "Andy", "AnxiousAndy", "Denis", "Diogo", "Gene",
@@ -185,6 +185,7 @@ def takes(num_asr: int, num_ser: int, num_test_groups: int, num_dev_groups: int,
 def _write_takes(args: tuple[Sequence[Take], Path]) -> list[tuple[dict[str, object], list[Mark]]]:
     """Speak and write a batch of takes below the root: their corpus lines and marks."""
     batch, root = args
+    restart()  # which process speaks which batch must not matter
     written = []
     for take in batch:
         samples, marks = speak_take(take)
