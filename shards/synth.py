@@ -86,6 +86,7 @@ class _Espeak:
         )
         if self.sample_rate <= 0:
             raise OSError(f"espeak-ng does not start: espeak_Initialize returned {self.sample_rate}")
+        self.library.espeak_ng_SetRandSeed(0)  # of breath; it would be the time of day
         self.chunks: list[NDArray[np.int16]] = []
         self.marks: list[tuple[str, str | int, float]] = []
         self._callback = _Callback(self._receive)
