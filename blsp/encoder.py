@@ -6,7 +6,7 @@ transformers' own forward insists on 30 s of input and ignores masks; here clips
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,22 +18,30 @@ from blsp.features import AudioWindow, log_mel, num_frames
 from blsp.packing import attention_implementation, bounds, convolve, pad_packed
 
 
+class _EncoderOnly(WhisperEncoder):
+    # A whole Whisper's other half is no surprise.
+    _keys_to_ignore_on_load_unexpected = {r"^(model\.)?decoder\.", r"^proj_out\."}  # noqa: RUF012
+
+
 def load_whisper_encoder(path: str, dtype: torch.dtype, device: torch.device) -> WhisperEncoder:
-    """The encoder half of a Whisper checkpoint. Raises ValueError when `path` holds another model."""
+    """The encoder of a Whisper folder or hub id, saved as a whole or as the encoder alone.
+
+    Raises ValueError when `path` holds another model, or not every weight of the encoder.
+    """
     config = AutoConfig.from_pretrained(path)
     if not isinstance(config, WhisperConfig):
         raise ValueError(f"model.encoder: {path} is a {config.model_type} model, not a Whisper")
-    prefix = "encoder." if (Path(path) / "config.json").exists() and _is_bare(config) else "model.encoder."
-    encoder: nn.Module = WhisperEncoder.from_pretrained(
-        path, dtype=dtype, attn_implementation=attention_implementation(device), key_mapping={f"^{prefix}": ""}
-    )
+    loaded: Any = _EncoderOnly.from_pretrained(
+        path, dtype=dtype, attn_implementation=attention_implementation(device),
+        key_mapping={r"^(model\.)?encoder\.": ""}, output_loading_info=True,
+    )  # fmt: skip
+    encoder, report = loaded
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ValueError(f"model.encoder: {path} lacks {len(missing)} of the encoder's weights, {missing[0]} for one")
     encoder.to(device)
     assert isinstance(encoder, WhisperEncoder)
     return encoder
-
-
-def _is_bare(config: WhisperConfig) -> bool:
-    return "WhisperForConditionalGeneration" not in (config.architectures or [])
 
 
 class SpeechEncoder(nn.Module):
