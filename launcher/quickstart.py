@@ -23,7 +23,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-_CHECKPOINT = Path("runs/stage2/checkpoints/step-000120")
+_CHECKPOINT = Path("runs/stage2/checkpoints/step-000160")
 _REPORT = "report.html"
 
 
@@ -48,7 +48,7 @@ def steps(seed: int) -> list[Step]:
     )
     return [
         Step("synthesise speech", (f"miniature world world --seed {seed}",)),
-        *(Step("manifests", (f"manifest jsonl world/{c}.jsonl manifests/{c}.jsonl",)) for c in ("asr", "ser", "test")),
+        *(Step("manifests", (f"manifest jsonl world/{c}.jsonl manifests/{c}.jsonl",)) for c in ("asr", "ser", "dev", "test")),
         Step("stand-ins for pretrained models", models),
         Step("shards", ("shard mini_shard_asr",)),
         Step("shards", ("shard mini_shard_ser",)),
