@@ -1,0 +1,114 @@
+"""What training needs, tiny and made on the spot: clips, a shard set without Ray, a Whisper, recipes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import soundfile
+import torch
+from numpy.typing import NDArray
+from transformers import WhisperConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from blsp.recipe import ModelSection, StageSection
+from shards import pipeline
+from shards.corpora import build_manifest
+from shards.pipeline import ShardJob
+from shards.sample import EMOTIONS, Continuation
+from shards.tasks import Commit, Task, requests, write_task
+from shards.writers import Request, Writer
+
+CPU = torch.device("cpu")
+LORA = {"rank": 4, "alpha": 8, "dropout": 0, "targets": ["q_proj", "v_proj"]}
+
+
+def clip(num_samples: int, seed: int = 0) -> NDArray[np.int16]:
+    """A tone of its own pitch in some noise."""
+    random = np.random.default_rng(seed)
+    tone = np.sin(2 * np.pi * random.uniform(100, 800) * np.arange(num_samples) / 16000)
+    return (8000 * tone + 500 * random.normal(size=num_samples)).astype(np.int16)
+
+
+def whisper_config(**changes: int) -> WhisperConfig:
+    """3 s of speech at most, unless changed."""
+    sizes = {
+        "d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_layers": 1,
+        "decoder_attention_heads": 2, "decoder_ffn_dim": 32, "vocab_size": 60, "max_target_positions": 20,
+        "max_source_positions": 150, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+        "decoder_start_token_id": 1,
+    }  # fmt: skip
+    return WhisperConfig(**{**sizes, **changes})
+
+
+def make_encoder(folder: Path, **changes: int) -> Path:
+    """A Whisper encoder of random weights, as `save_pretrained` writes it."""
+    torch.manual_seed(1)
+    WhisperEncoder(whisper_config(**changes)).save_pretrained(folder)
+    return folder
+
+
+class Echo:
+    """A writer that continues every text with itself and with the label it was told."""
+
+    name = "echo"
+
+    def write(self, asked: Sequence[Request]) -> list[Continuation]:
+        """One continuation per request."""
+        return [
+            Continuation(prompt=request.prompt, text=f"and {request.emotion} {request.text}", finished=True, writer="e")
+            for request in asked
+        ]
+
+
+def make_shards(root: Path, prompt: str, num_clips: int) -> Path:
+    """A shard set of clips of 0.3 to 1 s with all five emotions, written by the pipeline's own tasks but not by Ray."""
+    random = np.random.default_rng(7)
+    root.mkdir(parents=True)
+    lines = []
+    for i in range(num_clips):
+        soundfile.write(root / f"{i:02d}.wav", clip(int(random.uniform(4800, 16000)), i), 16000)
+        text = f"Sentence {i}" + " and so on" * (i % 3)
+        lines.append(json.dumps({"audio": f"{i:02d}.wav", "text": text, "emotion": EMOTIONS[i % 5]}))
+    (root / "clips.jsonl").write_text("\n".join(lines))
+    build_manifest("jsonl", root / "clips.jsonl", root / "manifest.jsonl")
+    (root / "llm").mkdir()
+    (root / "llm" / "config.json").write_text("{}")
+
+    def here(
+        job: ShardJob, tasks: Sequence[Task], load_writer: Callable[[ShardJob], Writer]
+    ) -> Generator[Commit | None, None, None]:
+        writer = load_writer(job)
+        for task in tasks:
+            yield write_task(job.out, task, job.prompt, writer.write(requests(task, job.prompt)))
+
+    job = ShardJob(
+        manifests=(root / "manifest.jsonl",), out=root / "shards", llm=str(root / "llm"), prompt=prompt,
+        clips_per_shard=8, cpu_actors=1,
+    )  # fmt: skip
+    with mock.patch.object(pipeline, "run_tasks", here):
+        pipeline.write_shards(job, lambda progress: None, lambda job: Echo())
+    return job.out
+
+
+def model_section(llm: Path, encoder: Path, **changes: Any) -> ModelSection:
+    """In float32 with an exact window, unless changed."""
+    values: dict[str, Any] = {
+        "llm": str(llm), "encoder": str(encoder), "audio_window": "exact", "dtype": "float32",
+        "adapter": {"bottleneck": 8},
+    }  # fmt: skip
+    return ModelSection.model_validate({**values, **changes})
+
+
+STAGE_1 = StageSection.model_validate({"train": ["adapter"], "losses": {"kl": 1}, "prompts": {"continue": 1}})
+STAGE_2 = StageSection.model_validate(
+    {
+        "train": ["adapter", "encoder", "lora", "classifier"],
+        "losses": {"ce": 1, "emotion": 0.5},
+        "prompts": {"continue_tone": 1},
+    }
+)
