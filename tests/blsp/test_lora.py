@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import CheckpointError
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from blsp.lora import LoraGate, add_lora
+from blsp.packing import attention_implementation, bounds
+from tests.blsp.tiny import CPU
+
+LENGTHS = [9, 6]
+SPEECH = torch.tensor([0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0], dtype=torch.bool)
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def make_llm() -> Qwen2ForCausalLM:
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=1, bos_token_id=None, eos_token_id=1, pad_token_id=0, initializer_range=0.2,
+    )  # fmt: skip
+    return Qwen2ForCausalLM._from_config(config, attn_implementation=attention_implementation(CPU)).eval()
+
+
+@pytest.fixture
+def base() -> Qwen2ForCausalLM:
+    return make_llm()
+
+
+@pytest.fixture(params=["speech"])
+def adapted(request: pytest.FixtureRequest) -> tuple[Qwen2ForCausalLM, torch.nn.ModuleDict, LoraGate]:
+    """The same LLM with LoRA whose delta is far from zero."""
+    llm = make_llm()
+    layers, gate = add_lora(llm, rank=4, alpha=8, dropout=0.0, targets=TARGETS, scope=request.param)
+    torch.manual_seed(1)
+    for parameter in layers.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return llm, layers, gate
+
+
+def decode(llm: Qwen2ForCausalLM, embeddings: Tensor) -> Tensor:
+    """Last hidden states [T, H] of the packed sequences."""
+    positions = torch.cat([torch.arange(length) for length in LENGTHS])
+    output = llm.model(
+        inputs_embeds=embeddings[None], position_ids=positions[None], use_cache=False, **bounds(LENGTHS, CPU)
+    )
+    return output.last_hidden_state[0]
+
+
+def test_a_closed_gate_is_the_base_model_bit_for_bit(base: Qwen2ForCausalLM, adapted: tuple) -> None:
+    llm, _, gate = adapted
+    embeddings = torch.randn(sum(LENGTHS), 16)
+    assert torch.equal(decode(llm, embeddings), decode(base, embeddings))
+    gate.open(SPEECH[None])
+    assert not torch.equal(decode(llm, embeddings), decode(base, embeddings))
+    gate.close()
+    assert torch.equal(decode(llm, embeddings), decode(base, embeddings))
+
+
+def test_an_open_gate_changes_only_from_speech_on(base: Qwen2ForCausalLM, adapted: tuple) -> None:
+    llm, _, gate = adapted
+    embeddings = torch.randn(sum(LENGTHS), 16)
+    gate.open(SPEECH[None])
+    changed = (decode(llm, embeddings) != decode(base, embeddings)).any(-1)
+    heard = torch.cat([(sequence.cumsum(0) > 0) for sequence in SPEECH.split(LENGTHS)])
+    assert torch.equal(changed, heard)
+
+
+def test_the_delta_itself_acts_at_speech_positions_only(base: Qwen2ForCausalLM, adapted: tuple) -> None:
+    llm, _, gate = adapted
+    gate.open(SPEECH[None])
+    hidden = torch.randn(1, sum(LENGTHS), 16)
+    ours, theirs = (model.model.layers[0].mlp.up_proj(hidden)[0] for model in (llm, base))
+    assert torch.equal((ours != theirs).any(-1), SPEECH)
+
+
+@pytest.mark.parametrize("adapted", ["all"], indirect=True)
+def test_scope_all_acts_everywhere(base: Qwen2ForCausalLM, adapted: tuple) -> None:
+    llm, _, gate = adapted
+    embeddings = torch.randn(sum(LENGTHS), 16)
+    gate.open(SPEECH[None])
+    assert (decode(llm, embeddings) != decode(base, embeddings)).any(-1).all()
+    gate.close()
+    assert torch.equal(decode(llm, embeddings), decode(base, embeddings))
+
+
+def test_gradient_checkpointing_sees_the_same_gate(adapted: tuple) -> None:
+    llm, layers, gate = adapted
+    embeddings, weights = torch.randn(sum(LENGTHS), 16), torch.randn(sum(LENGTHS), 16)
+    results = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            llm.gradient_checkpointing_enable({"use_reentrant": False})
+        llm.train()
+        gate.close()
+        with torch.no_grad():
+            decode(llm, embeddings)  # the teacher
+        gate.open(SPEECH[None])
+        results.append(torch.autograd.grad((decode(llm, embeddings) * weights).sum(), list(layers.parameters())))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+    assert all(gradient.any() for gradient in results[0][-4:-2])
+
+
+def test_closing_the_gate_before_backward_is_noticed(adapted: tuple) -> None:
+    llm, layers, gate = adapted
+    llm.gradient_checkpointing_enable({"use_reentrant": False})
+    llm.train()
+    gate.open(SPEECH[None])
+    loss = decode(llm, torch.randn(sum(LENGTHS), 16)).square().sum()
+    gate.close()
+    with pytest.raises(CheckpointError, match="different number of tensors"):
+        torch.autograd.grad(loss, list(layers.parameters()))
+
+
+@pytest.mark.parametrize(("adapted", "base_decodes"), [("speech", True), ("all", False)], indirect=["adapted"])
+def test_steps_of_decoding_use_the_base_unless_the_scope_is_all(adapted: tuple, base_decodes: bool) -> None:
+    llm, _, gate = adapted
+    gate.open(SPEECH[None, :9])
+    with torch.no_grad():
+        cache = llm(inputs_embeds=torch.randn(1, 9, 16), use_cache=True).past_key_values
+        step = {"input_ids": torch.tensor([[7]]), "use_cache": True}
+        heard = llm(**step, past_key_values=copy.deepcopy(cache)).logits
+        gate.close()
+        plain = llm(**step, past_key_values=copy.deepcopy(cache)).logits
+    assert torch.equal(heard, plain) == base_decodes
+
+
+def test_every_target_of_every_block_is_returned(adapted: tuple) -> None:
+    llm, layers, _ = adapted
+    assert len(layers) == 3 * len(TARGETS)
+    injected = {id(p) for name, p in llm.named_parameters() if "lora_" in name}
+    assert injected == {id(p) for p in layers.parameters()}
+
+
+def test_a_new_lora_changes_nothing(base: Qwen2ForCausalLM) -> None:
+    llm = make_llm()
+    _, gate = add_lora(llm, rank=4, alpha=8, dropout=0.0, targets=TARGETS, scope="all")
+    embeddings = torch.randn(sum(LENGTHS), 16)
+    gate.open(SPEECH[None])
+    assert torch.equal(decode(llm, embeddings), decode(base, embeddings))
+
+
+def test_unknown_targets_are_refused(base: Qwen2ForCausalLM) -> None:
+    with pytest.raises(ValueError, match="nothing_proj"):
+        add_lora(base, rank=4, alpha=8, dropout=0.0, targets=["nothing_proj"], scope="speech")
