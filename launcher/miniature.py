@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from launcher.progress import Progress
+from launcher.quiet import silence_libraries
 
 # Enough voices that the emotion of a new one is heard, few enough clips for minutes on two cores.
 NUM_ASR, NUM_SER, NUM_TEST_GROUPS, NUM_DEV_GROUPS = 2400, 3000, 48, 30
@@ -27,6 +28,7 @@ def llm(out: Path, seed: int) -> None:
     """Trains the stand-in for a chat LLM from text."""
     from blsp.standins import train_llm
 
+    silence_libraries()
     with Progress() as progress:
 
         def show(step: int, steps: int, loss: float) -> None:
@@ -39,6 +41,7 @@ def encoder(manifest: Path, marks: Path, out: Path, seed: int) -> None:
     """Trains the stand-in for Whisper's encoder on phones and words."""
     from blsp.standins import train_encoder
 
+    silence_libraries()
     with Progress() as progress:
 
         def show(step: int, steps: int, loss: float) -> None:

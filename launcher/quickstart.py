@@ -48,7 +48,10 @@ def steps(seed: int) -> list[Step]:
     )
     return [
         Step("synthesise speech", (f"miniature world world --seed {seed}",)),
-        *(Step("manifests", (f"manifest jsonl world/{c}.jsonl manifests/{c}.jsonl",)) for c in ("asr", "ser", "dev", "test")),
+        *(
+            Step("manifests", (f"manifest jsonl world/{c}.jsonl manifests/{c}.jsonl",))
+            for c in ("asr", "ser", "dev", "test")
+        ),
         Step("stand-ins for pretrained models", models),
         Step("shards", ("shard mini_shard_asr",)),
         Step("shards", ("shard mini_shard_ser",)),
@@ -79,7 +82,7 @@ def run(folder: Path, seed: int) -> None:
             began_s = time.monotonic()
             _run_step(step, folder, console)
             line = {
-                "command": "\n".join(f"blsp {command}" for command in step.commands),
+                "command": " & ".join(f"blsp {command}" for command in step.commands),
                 "seconds": round(time.monotonic() - began_s, 1),
                 "phase": step.phase,
                 "peak_memory_gb": round(peak[0] / 1e9, 2),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cluster.hostfile import read_hostfile
 from cluster.ports import free_port
+from launcher.quiet import has_gpu
 
 
 def command(
@@ -29,7 +30,7 @@ def command(
     else:
         # Two runs on one host must not meet on DeepSpeed's fixed port.
         deepspeed += ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
-        if processes is None and not _has_gpu():
+        if processes is None and not has_gpu():
             processes = 1
         if processes is not None:
             deepspeed += ["--num_accelerators", str(processes)]
@@ -53,11 +54,7 @@ def _environment(processes: int) -> dict[str, str]:
     environment = dict(os.environ)
     # DeepSpeed looks for its build tools on PATH, and a virtual environment need not be activated.
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
-    if not _has_gpu():
+    if not has_gpu():
         environment.setdefault("DS_ACCELERATOR", "cpu")
         environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
     return environment
-
-
-def _has_gpu() -> bool:
-    return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd"))

@@ -8,6 +8,7 @@ import sys
 
 from launcher.errors import exit_code_of
 from launcher.progress import Progress
+from launcher.quiet import silence_libraries
 
 
 def main() -> int:
@@ -30,6 +31,7 @@ def _train(config: str, overrides: list[str]) -> None:
     recipe = load_kind(TrainRecipe, config, overrides)
     if os.environ.get("RANK") == "0" and "MASTER_PORT" in os.environ:
         refuse_taken_port(int(os.environ["MASTER_PORT"]))
+    silence_libraries()
     from blsp.engine import train
 
     with Progress() as progress:
