@@ -8,7 +8,6 @@ import warnings
 from typing import Any
 
 import torch
-import transformers
 
 from blsp.recipe import TrainRecipe
 
@@ -17,11 +16,9 @@ def prepare_environment() -> None:
     """Settings that DeepSpeed and torch read once. A process that no launcher started becomes a world of one."""
     # DeepSpeed 0.19 calls collectives by names that torch 2.13 is about to drop.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    transformers.utils.logging.disable_progress_bar()
     # Loading a checkpoint must never run code that somebody put into it.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed.ops
 
         # DeepSpeed would compile this operator on first use; training collectives go through gloo regardless.
@@ -45,7 +42,7 @@ def config(recipe: TrainRecipe, world_size: int) -> dict[str, Any]:
         "train_batch_size": accumulation * world_size,
         "gradient_clipping": recipe.optim.clip_norm,
         "bf16": {"enabled": recipe.model.dtype == "bfloat16"},
-        # What trains is gathered layer by layer. Kept gathered between steps, small tensors would be fetched one by one.
+        # What trains is gathered layer by layer; small tensors kept gathered would be fetched one by one.
         "zero_optimization": {"stage": recipe.engine.zero_stage, "stage3_param_persistence_threshold": 0},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

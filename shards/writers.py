@@ -88,8 +88,6 @@ class TransformersWriter:
         from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
         on_gpu = torch.cuda.is_available()
-        if not on_gpu:
-            torch.set_num_threads(1)
         self._device = torch.device("cuda" if on_gpu else "cpu")
         tokenizer = AutoTokenizer.from_pretrained(llm_path, revision=revision)
         self.template = ChatTemplate(tokenizer)

@@ -15,7 +15,7 @@ from launcher import start
 
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(start, "_has_gpu", lambda: False)
+    monkeypatch.setattr(start, "has_gpu", lambda: False)
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_without_a_gpu_one_process_is_the_default(no_gpu: None) -> None:
 
 
 def test_with_gpus_deepspeed_counts_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(start, "_has_gpu", lambda: True)
+    monkeypatch.setattr(start, "has_gpu", lambda: True)
     assert "--num_accelerators" not in start.command(Path("a.yaml"), [], hostfile=None, processes=None)
 
 
