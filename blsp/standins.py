@@ -215,10 +215,15 @@ class WordRecogniser:
     def __init__(self, encoder: SpeechEncoder, head: nn.Linear, words: list[str]) -> None:
         self.encoder, self.head, self.words = encoder, head, words
 
+    @staticmethod
+    def is_in(folder: Path) -> bool:
+        """Whether `train_encoder` wrote `folder`."""
+        return (folder / _WORDS).exists()
+
     @classmethod
     def load(cls, folder: Path) -> WordRecogniser:
         """Raises ValueError when `folder` was not written by `train_encoder`."""
-        if not (folder / _WORDS).exists():
+        if not cls.is_in(folder):
             raise ValueError(f"{folder}: no {_WORDS}; this is not the miniature's recogniser")
         words: list[str] = json.loads((folder / _WORDS).read_text())
         whisper = WhisperEncoder.from_pretrained(folder, attn_implementation=attention_implementation(_CPU))

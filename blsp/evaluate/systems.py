@@ -19,9 +19,9 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from blsp import recipe as recipes
+from blsp.evaluate.asr import Recogniser, open_recogniser
 from blsp.features import AudioWindow, log_mel
 from blsp.model import EXPORT_CONFIG, SpeechLM
-from blsp.standins import WordRecogniser
 from shards.audio import load_audio
 from shards.manifest import read_manifest
 from shards.sample import EMOTIONS, Utterance
@@ -97,7 +97,7 @@ class TextSystem:
 class CascadeSystem:
     """The LLM given what a speech recogniser heard."""
 
-    def __init__(self, name: str, recogniser: WordRecogniser, llm: TextLLM) -> None:
+    def __init__(self, name: str, recogniser: Recogniser, llm: TextLLM) -> None:
         self.name = name
         self._recogniser = recogniser
         self._llm = llm
@@ -204,7 +204,7 @@ class Workshop:
             case recipes.TextSystem():
                 return TextSystem(spec.name, self.llm(spec.llm))
             case recipes.CascadeSystem():
-                return CascadeSystem(spec.name, WordRecogniser.load(Path(spec.asr)), self.llm(spec.llm))
+                return CascadeSystem(spec.name, open_recogniser(spec.asr), self.llm(spec.llm))
             case recipes.LinearSystem():
                 return LinearSystem(spec.name, read_labelled(spec.train))
             case recipes.SpeechSystem():
