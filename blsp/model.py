@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from blsp.adapter import ConvAdapter
 from blsp.encoder import SpeechEncoder, load_whisper_encoder
@@ -210,11 +210,27 @@ class SpeechLM(nn.Module):
             masks.append(mask)
             gates.append(gate)
         self.gate.open(torch.stack(gates))
-        ids = self.llm.generate(  # type: ignore[operator]
-            inputs_embeds=torch.stack(rows), attention_mask=torch.stack(masks), max_new_tokens=max_new_tokens,
-            do_sample=False, eos_token_id=self.template.end_of_turn_id, pad_token_id=self.template.end_of_turn_id,
-        )  # fmt: skip
+        answers = self._write(torch.stack(rows), torch.stack(masks), max_new_tokens)
         self.gate.close()
+        return answers
+
+    @torch.inference_mode()
+    def answer(self, text: str, prompt: str, max_new_tokens: int) -> str:
+        """Greedy answer to typed words: the LLM as it was before it learnt to hear, with LoRA closed."""
+        device = next(self.llm.parameters()).device
+        ids = self.template.prefix(prompt) + self.template.encode(text) + self.template.suffix()
+        embeddings = self.llm.get_input_embeddings()(torch.tensor([ids], device=device))  # type: ignore[operator]
+        self.gate.close()
+        return self._write(embeddings, torch.ones_like(embeddings[..., 0], dtype=torch.int64), max_new_tokens)[0]
+
+    def _write(self, embeddings: Tensor, attention_mask: Tensor, max_new_tokens: int) -> list[str]:
+        """[n, T, H], [n, T] -> n greedy answers. The gate is as the caller set it."""
+        end = self.template.end_of_turn_id
+        # Not the LLM's own file of settings: it may ask for sampling or a repetition penalty.
+        self.llm.generation_config = GenerationConfig(  # type: ignore[assignment]
+            do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=end, pad_token_id=end
+        )
+        ids = self.llm.generate(inputs_embeds=embeddings, attention_mask=attention_mask)  # type: ignore[operator]
         return [self.template.decode(row) for row in ids.tolist()]
 
     @torch.inference_mode()

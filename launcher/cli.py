@@ -165,12 +165,16 @@ def report(
 @app.command()
 def chat(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a trained model.")],
-    wavs: Annotated[list[Path] | None, typer.Argument(metavar="[WAV]...", help="Spoken turns, one file each.")] = None,
+    audio: Annotated[
+        list[Path] | None, typer.Argument(metavar="[WAV]...", help="Spoken turns, one audio file each.")
+    ] = None,
 ) -> None:
-    """Talk to a trained model: it answers speech files and typed turns."""
+    """Talk to a trained model. Without WAV it asks for turns: the path of an audio file is heard, any other line is
+    read. Each turn stands alone for now: the model remembers none before it.
+    """
     from launcher import use
 
-    use.chat(run, wavs or [])
+    use.chat(run, audio or [])
 
 
 @app.command("quickstart")

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 
 from blsp.recipe import EvalRecipe
 from launcher.progress import Progress
+from launcher.quiet import silence_libraries
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from blsp.model import SpeechLM
+
+_PROMPT = "chat"
+_MAX_NEW_TOKENS = 128
+_AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".au", ".sph"}
 
 
 def evaluate(recipe: EvalRecipe) -> None:
     """Measures every system of the recipe and prints the table."""
+    silence_libraries()
     from blsp.evaluate.run import evaluate
     from blsp.evaluate.table import terminal_table
 
@@ -32,34 +46,64 @@ def report(evaluation: Path, *, runs: list[Path], out: Path) -> None:
     print(out)
 
 
-def chat(run: Path, wavs: list[Path]) -> None:
-    """Answers each WAV; without any, asks for one after the other until an empty line. No turn remembers another."""
-    from blsp.model import SpeechLM
+def chat(run: Path, audio: list[Path]) -> None:
+    """Answers each audio file; without any, each line that is typed: a path is heard, anything else is read."""
     from shards.audio import load_audio
+
+    turns = [(path, load_audio(path)) for path in audio]  # what cannot be heard is said before models are loaded
+    silence_libraries()
+    from blsp.model import SpeechLM
+
+    model, console = SpeechLM.load(run), Console()
+    for path, waveform in turns:
+        console.print(f"[bold]{escape(path.name)}[/bold]")
+        _answer_speech(model, waveform, console)
+    if not turns:
+        _converse(model, console)
+
+
+def _converse(model: SpeechLM, console: Console) -> None:
+    """Until an empty line, Ctrl-D or Ctrl-C."""
+    from shards.audio import load_audio
+
+    console.print(
+        "[dim]Type a sentence, or the path of an audio file; an empty line leaves. Each turn stands alone.[/]"
+    )
+    while line := _line(console):
+        path = _audio_path(line)
+        try:
+            if path is None:
+                _print(model.answer(line, _PROMPT, _MAX_NEW_TOKENS), console)
+            else:
+                _answer_speech(model, load_audio(path), console)
+        except (ValueError, OSError) as error:
+            console.print(escape(str(error)), style="red")
+
+
+def _line(console: Console) -> str:
+    try:
+        return console.input("[bold]> [/bold]").strip()
+    except (EOFError, KeyboardInterrupt):
+        console.print()
+        return ""
+
+
+def _audio_path(line: str) -> Path | None:
+    """The path that a line is; a sentence that merely ends like one is not. A terminal quotes what is dropped on it."""
+    path = Path(line.strip("'\"")).expanduser()
+    if path.suffix.lower() in _AUDIO_SUFFIXES and (path.is_file() or " " not in line):
+        return path
+    return None
+
+
+def _answer_speech(model: SpeechLM, waveform: NDArray[np.int16], console: Console) -> None:
     from shards.sample import EMOTIONS
 
-    model = SpeechLM.load(run)
-    console = Console()
+    if "classifier" in model.exported_parts:
+        chances = model.classify([waveform])[0]
+        console.print(f"[dim]sounds {EMOTIONS[int(chances.argmax())]} ({math.exp(chances.max()):.0%})[/dim]")
+    _print(model.generate([waveform], _PROMPT, _MAX_NEW_TOKENS)[0], console)
 
-    def answer(wav: Path) -> None:
-        waveform = load_audio(wav)
-        heard = ""
-        if "classifier" in model.exported_parts:
-            probabilities = model.classify([waveform])[0]
-            heard = f" [dim]({EMOTIONS[int(probabilities.argmax())]})[/dim]"
-        console.print(f"[bold]{escape(wav.name)}[/bold]{heard}")
-        console.print(escape(model.generate([waveform], "chat", 128)[0]))
 
-    for wav in wavs:
-        answer(wav)
-    while not wavs:
-        try:
-            line = console.input("[dim]speech file, or nothing to leave:[/dim] ").strip()
-        except EOFError:
-            return
-        if not line:
-            return
-        try:
-            answer(Path(line).expanduser())
-        except ValueError as error:
-            console.print(escape(str(error)), style="red")
+def _print(answer: str, console: Console) -> None:
+    console.print(answer, markup=False, highlight=False, soft_wrap=True)

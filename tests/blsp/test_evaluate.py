@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,10 @@ from blsp.evaluate.run import evaluate
 from blsp.evaluate.systems import TextLLM, prompts_learnt
 from blsp.model import EXPORT_CONFIG, EXPORT_WEIGHTS, SpeechLM
 from blsp.recipe import EvalRecipe, ModelSection
-from blsp.standins import WordRecogniser
 from launcher import use
 from shards.manifest import write_manifest
 from shards.sample import EMOTIONS, Continuation, Utterance
-from shards.writers import Request
+from shards.writers import Request, TransformersWriter
 
 TEXTS = ("Anna heard the phone message last night.", "The teacher saw the old house this morning.")
 
@@ -101,7 +101,7 @@ def recipe(manifest: Path, llm: Path, out: Path, *entries: dict[str, str]) -> Ev
 def test_every_kind_of_system(
     manifest: Path, llm_folder: Path, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(WordRecogniser, "load", lambda folder: DeafRecogniser())
+    monkeypatch.setattr("blsp.evaluate.systems.open_recogniser", lambda path: DeafRecogniser())
     entries: tuple[dict[str, str], ...] = (
         {"type": "linear", "name": "linear", "train": str(manifest)},
         {"type": "text", "name": "text", "llm": str(llm_folder)},
@@ -175,14 +175,59 @@ def test_prompts_learnt_goes_back_as_far_as_exports_exist(tmp_path: Path) -> Non
     assert prompts_learnt(tmp_path) == []
 
 
-def test_chat_answers_a_speech_file_and_asks_again_after_a_bad_one(
-    manifest: Path, run_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_chat_hears_files(manifest: Path, run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wav = manifest.parent / "s1-0-sad.wav"
     use.chat(run_folder, [wav])
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[0].startswith("s1-0-sad.wav (")
-    typed = iter(["missing.wav", str(wav), ""])
-    monkeypatch.setattr("rich.console.Console.input", lambda self, prompt: next(typed))
+    name, sounds, *_ = capsys.readouterr().out.splitlines()
+    assert name == "s1-0-sad.wav"
+    assert re.fullmatch(rf"sounds ({'|'.join(EMOTIONS)}) \([1-9][0-9]?%\)", sounds)
+    use.chat(run_folder.parent / "stage1", [wav])
+    assert "sounds" not in capsys.readouterr().out, "an untrained classifier is not asked"
+
+
+def test_chat_refuses_a_bad_file_before_it_loads_a_model(manifest: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"missing\.wav: no such file"):
+        use.chat(tmp_path / "no run", [manifest.parent / "s1-0-sad.wav", tmp_path / "missing.wav"])
+
+
+class Parrot:
+    """A model that says how it was asked."""
+
+    exported_parts = frozenset({"adapter"})
+
+    def answer(self, text: str, prompt: str, max_new_tokens: int) -> str:
+        return f"read [{text}]"
+
+    def generate(self, waveforms: list[NDArray[np.int16]], prompt: str, max_new_tokens: int) -> list[str]:
+        return [f"heard {len(clip)} samples" for clip in waveforms]
+
+
+def test_chat_reads_what_is_no_path_and_goes_on_after_an_error(
+    manifest: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wav = manifest.parent / "s1-0-sad.wav"
+    lines = iter(["missing.wav", f"'{wav}'", TEXTS[0], "Anna lost one.wav", ""])
+    monkeypatch.setattr("rich.console.Console.input", lambda self, prompt: next(lines))
+    monkeypatch.setattr(SpeechLM, "load", lambda run: Parrot())
+    use.chat(Path("run"), [])
+    assert capsys.readouterr().out.splitlines()[-4:] == [
+        "missing.wav: no such file", "heard 8000 samples", f"read [{TEXTS[0]}]", "read [Anna lost one.wav]",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("leave", [EOFError, KeyboardInterrupt])
+def test_ctrl_d_and_ctrl_c_leave_the_chat(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, leave: type[BaseException]
+) -> None:
+    def stop(self: object, prompt: str) -> str:
+        raise leave
+
+    monkeypatch.setattr("rich.console.Console.input", stop)
     use.chat(run_folder, [])
-    assert capsys.readouterr().out.splitlines() == ["missing.wav: no such file", *printed]
+
+
+def test_a_typed_turn_is_answered_as_the_text_llm_would(run_folder: Path, llm_folder: Path) -> None:
+    writer = TransformersWriter(str(llm_folder), max_new_tokens=12)
+    model = SpeechLM.load(run_folder)
+    for text in TEXTS:
+        assert model.answer(text, "chat", 12) == writer.write([Request(text, None, "chat")])[0].text
