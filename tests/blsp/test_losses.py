@@ -114,7 +114,7 @@ def test_no_label_at_all_is_a_loss_of_zero() -> None:
     logits = torch.randn(2, 5, requires_grad=True)
     loss, correct, labelled = emotion_ce(logits, torch.tensor([-100, -100]))
     loss.backward()
-    assert (float(loss), int(correct), int(labelled)) == (0, 0, 0)
+    assert (loss.item(), int(correct), int(labelled)) == (0, 0, 0)
     assert not logits.grad.any()
 
 
