@@ -78,7 +78,7 @@ class Run:
     on_step: OnStep
     tracker: Tracker | None = None
     step: int = 0
-    stop_signal: int = 0
+    signal_here: int = 0  # set by the handler at any time; only what all ranks agreed on is acted upon
     sums: Tensor = field(default_factory=lambda: torch.zeros(len(fields(Losses)), dtype=torch.float64))
 
     @property
@@ -116,7 +116,7 @@ def fit(run: Run) -> None:
         if step >= run.total_steps:
             break
         losses = torch.stack([_backward(run, step, index, batch) for index, batch in enumerate(batches)]).sum(0)
-        agreed = _agree(run, losses)
+        agreed, stop = _agree(run, losses)
         _refuse_non_finite(run, step, agreed, batches)
         for group in run.engine.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * _lr_factor(run, step)
@@ -129,11 +129,11 @@ def fit(run: Run) -> None:
             _log(run, now_s - last_s, audio_s, num_tokens)
             last_s, audio_s, num_tokens = now_s, 0.0, 0
         last = run.step == run.total_steps
-        if run.step % run.recipe.engine.checkpoint_every_steps == 0 or last or run.stop_signal:
+        if run.step % run.recipe.engine.checkpoint_every_steps == 0 or last or stop:
             save(run)
-        if run.stop_signal and not last:
+        if stop and not last:
             where = f"saved at step {run.step} of {run.total_steps}; the same command goes on from there"
-            raise Interrupted(f"stopped by {signal.Signals(run.stop_signal).name}: {where}")
+            raise Interrupted(f"stopped by {signal.Signals(stop).name}: {where}")
 
 
 def _backward(run: Run, step: int, index: int, batch: Batch) -> Tensor:
@@ -150,13 +150,13 @@ def _backward(run: Run, step: int, index: int, batch: Batch) -> Tensor:
     return on_cpu
 
 
-def _agree(run: Run, losses: Tensor) -> Tensor:
-    """Sums over all ranks, and whether any rank was told to stop."""
-    vector = torch.cat([losses, torch.tensor([float(run.stop_signal)], dtype=torch.float64)]).to(run.device)
+def _agree(run: Run, losses: Tensor) -> tuple[Tensor, int]:
+    """Sums over all ranks, and the signal that some rank got before this step's end, or 0; the same on all ranks."""
+    told = torch.zeros(dist.get_world_size(), dtype=torch.float64)
+    told[dist.get_rank()] = run.signal_here
+    vector = torch.cat([losses, told]).to(run.device)
     dist.all_reduce(vector)
-    if vector[-1] and not run.stop_signal:
-        run.stop_signal = signal.SIGTERM
-    return vector[:-1].cpu()
+    return vector[: len(losses)].cpu(), int(vector[len(losses) :].max())
 
 
 def _refuse_non_finite(run: Run, step: int, agreed: Tensor, batches: list[Batch]) -> None:
@@ -329,7 +329,7 @@ def _signals(run: Run) -> Iterator[None]:
     """SIGINT and SIGTERM on any rank: all ranks save at the end of the same step and stop."""
 
     def note(number: int, frame: FrameType | None) -> None:
-        run.stop_signal = number
+        run.signal_here = number
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
