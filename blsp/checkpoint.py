@@ -12,6 +12,7 @@ import json
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -78,8 +79,18 @@ def read_state(checkpoint: Path) -> TrainingState:
 
 
 def load(engine: DeepSpeedEngine, checkpoint: Path) -> None:
-    """Load weights and optimizer state into `engine`; every rank calls it. Keys must match exactly."""
-    path, _ = engine.load_checkpoint(str(checkpoint), tag=_TAG, load_module_strict=True)
+    """Load weights and optimizer state into `engine`; every rank calls it. Keys must match exactly.
+
+    Raises ValueError when a file would run code: none of ours does.
+    """
+    try:
+        path, _ = engine.load_checkpoint(str(checkpoint), tag=_TAG, load_module_strict=True)
+    except UnpicklingError:
+        # torch's own message tells how to run it all the same.
+        raise ValueError(
+            f"{checkpoint}: a file holds more than tensors and plain values; nothing of it was run, and no training "
+            "wrote it: remove this checkpoint"
+        ) from None
     assert path is not None, checkpoint
 
 
@@ -112,12 +123,13 @@ def _hash(path: Path) -> str:
 def _damage(checkpoint: Path) -> str | None:
     try:
         manifest = json.loads((checkpoint / _MANIFEST).read_text())
-    except (OSError, ValueError) as error:
+        wanted = {name: (entry["bytes"], entry["blake2b"]) for name, entry in manifest.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its {_MANIFEST} cannot be read: {error}"
-    for name, wanted in manifest.items():
+    for name, (size, digest) in wanted.items():
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != wanted["bytes"] or _hash(path) != wanted["blake2b"]:
+        if path.stat().st_size != size or _hash(path) != digest:
             return f"{name} is not as it was written"
     return None

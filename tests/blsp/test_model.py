@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from blsp.engine import Stage, export
@@ -182,14 +180,6 @@ def test_generation_leaves_the_gate_closed(model: SpeechLM) -> None:
     before = model.llm(ids).logits
     model.generate([clip(8000)], "chat", 3)
     assert torch.equal(model.llm(ids).logits, before)
-
-
-@pytest.fixture
-def alone(tmp_path: Path) -> Iterator[None]:
-    """A process group of one."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 def export_of(model: SpeechLM, stage: StageSection, run: Path) -> Path:
