@@ -29,33 +29,36 @@ class Progress:
     def update(self, phase: str, done: int, total: int, note: str = "") -> None:
         """`done` of `total` in this phase; `note` is a few words, such as the loss. A new name begins a new phase."""
         if phase != self._phase:
-            self._begin(phase, total, note)
+            self._begin(phase, done, total, note)
         self._state = (done, total, note)
         if self._bars is not None:
             self._bars.update(self._bar, completed=done, total=total, note=note)
         elif time.monotonic() - self._printed_s >= _SECONDS_BETWEEN_LINES:
             self._print_line()
 
-    def _begin(self, phase: str, total: int, note: str) -> None:
+    def _begin(self, phase: str, done: int, total: int, note: str) -> None:
         self._end()
         self._phase = phase
+        # A run that goes on from a checkpoint does not begin at 0.
+        self._began_at, self._printed = done, (-1, 0, "")
         self._began_s = self._printed_s = time.monotonic()
         if self._bars is not None:
-            self._bar = self._bars.add_task(phase, total=total, note=note)
+            self._bar = self._bars.add_task(phase, completed=done, total=total, note=note)
 
     def _end(self) -> None:
         if self._phase and self._bars is not None:
             self._bars.stop_task(self._bar)
-        elif self._phase:
+        elif self._phase and self._state != self._printed:
             self._print_line()
 
     def _print_line(self) -> None:
         done, total, note = self._state
+        self._printed = self._state
         self._printed_s = time.monotonic()
         elapsed_s = self._printed_s - self._began_s
         parts = [f"{self._phase}: {done}/{total}", f"{elapsed_s:.0f} s"]
-        if 0 < done < total:
-            parts.append(f"about {elapsed_s / done * (total - done):.0f} s left")
+        if self._began_at < done < total:
+            parts.append(f"about {elapsed_s / (done - self._began_at) * (total - done):.0f} s left")
         print(", ".join([*parts, note] if note else parts), flush=True)
 
     def __enter__(self) -> Self:

@@ -60,3 +60,14 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert "10/10" in shown
     assert "1 rejected" in shown
     assert "\x1b[" in shown
+
+
+def test_what_was_done_before_does_not_shorten_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = Clock(monkeypatch)
+    with Progress() as bar:
+        bar.update("steps", 160, 320)
+        clock.now_s += 10
+        bar.update("steps", 180, 320)
+    assert capsys.readouterr().out.splitlines() == ["steps: 180/320, 10 s, about 70 s left"]
