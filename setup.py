@@ -18,6 +18,7 @@ setup(
         "huggingface_hub>=2,<3",
         "numpy>=2,<3",
         "peft>=0.21,<0.22",
+        "psutil>=7,<8",
         "pydantic>=2.11,<3",
         "pyyaml>=6,<7",
         "ray>=2.60,<3",

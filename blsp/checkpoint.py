@@ -44,10 +44,20 @@ def save(engine: DeepSpeedEngine, folder: Path, state: TrainingState, keep: int)
     name = f"step-{state.step:06d}"
     temporary = folder / f".{name}.tmp"
     if dist.get_rank() == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for leftover in folder.glob(".step-*.tmp"):
+            shutil.rmtree(leftover)
         temporary.mkdir(parents=True)
     dist.barrier()
-    engine.save_checkpoint(str(temporary), tag=_TAG, save_latest=False)
+    try:
+        engine.save_checkpoint(str(temporary), tag=_TAG, save_latest=False)
+    except RuntimeError as error:
+        # torch's zip writer says this of a full disk, and not in these words.
+        if not any(sign in str(error) for sign in ("inline_container", "iostream", "PytorchStreamWriter")):
+            raise
+        raise OSError(
+            f"{temporary}: the checkpoint could not be written; is the disk full? Earlier checkpoints are as they "
+            "were, and with some room the same command goes on from the newest"
+        ) from error
     dist.barrier()
     if dist.get_rank() == 0:
         for script in temporary.glob("*.py"):

@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 import deepspeed
+import safetensors.torch
 import torch
 import torch.distributed as dist
 from deepspeed.utils import set_z3_leaf_modules
@@ -213,8 +214,7 @@ def export(run: Run) -> None:
                     weights[f"{part}.{name}"] = value.detach().cpu().contiguous()
     if dist.get_rank() == 0:
         folder = run.recipe.run / "export"
-        folder.mkdir(exist_ok=True)
-        save_file(weights, folder / EXPORT_WEIGHTS)
+        write_atomically(folder / EXPORT_WEIGHTS, safetensors.torch.save(weights))
         section = json.loads(run.recipe.model.model_dump_json())
         content = {
             "model": section,

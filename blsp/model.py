@@ -122,7 +122,12 @@ class SpeechLM(nn.Module):
             try:
                 self.parts[part].load_state_dict(weights)
             except RuntimeError as error:
-                raise ValueError(f"{folder}: {part} does not fit this recipe: {error}") from error
+                problems = [line.strip() for line in str(error).splitlines()[1:]]
+                more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+                raise ValueError(
+                    f"{folder}: {part} does not fit this recipe's section model: {problems[0]}{more}; make the section "
+                    "as it was there"
+                ) from error
         self.exported_parts = set(exported["parts"])
 
     def train(self, mode: bool = True) -> SpeechLM:

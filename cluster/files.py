@@ -8,7 +8,18 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` with `content`: readers see the old file or the new one, never a part. Makes the folder."""
+    """Replace `path` with `content`: readers see the old file or the new one, never a part. Makes the folder.
+
+    An OSError names `path`, not the temporary file.
+    """
+    try:
+        _write_atomically(path, content)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from blsp.recipe import ShardRecipe
+from launcher.errors import BEGINS_ANEW, on_ctrl_c
 from launcher.progress import Progress
 
 
@@ -16,7 +17,8 @@ def manifest(reader: str, root: Path, out: Path) -> None:
     """Reads a corpus into a manifest and prints what became of it."""
     from shards.corpora import build_manifest
 
-    counts = build_manifest(reader, root, out)
+    with on_ctrl_c(f"stopped before anything was written; {BEGINS_ANEW}"):
+        counts = build_manifest(reader, root, out)
     _print_counts(
         [
             ("read", counts.read, ""),

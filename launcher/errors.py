@@ -9,7 +9,21 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+# What is true after Ctrl-C, by the kind of command.
+GOES_ON = "the same command goes on from the newest checkpoint"
+BEGINS_ANEW = "the same command begins anew"
+
+
+@contextmanager
+def on_ctrl_c(sentence: str) -> Iterator[None]:
+    """Says `sentence` when the block is stopped with Ctrl-C, unless what was stopped has a better one."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(str(stop) or sentence) from None
 
 
 def exit_code_of(action: Callable[[], int | None], *, debug: bool, name: str = "blsp") -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from launcher.errors import BEGINS_ANEW, on_ctrl_c
 from launcher.progress import Progress
 from launcher.quiet import silence_libraries
 
@@ -19,7 +20,7 @@ def world(root: Path, seed: int) -> None:
 
     corpora = takes(NUM_ASR, NUM_SER, NUM_TEST_GROUPS, NUM_DEV_GROUPS, seed)
     total = sum(len(clips) for clips in corpora.values())
-    with Progress() as progress:
+    with on_ctrl_c(f"stopped; {BEGINS_ANEW}"), Progress() as progress:
         for done in write_corpora(root, corpora):
             progress.update("clips spoken", done, total)
 
@@ -29,7 +30,7 @@ def llm(out: Path, seed: int) -> None:
     from blsp.standins import train_llm
 
     silence_libraries()
-    with Progress() as progress:
+    with on_ctrl_c(f"stopped; {BEGINS_ANEW}"), Progress() as progress:
 
         def show(step: int, steps: int, loss: float) -> None:
             progress.update(f"{out}: steps", step, steps, f"loss {loss:.3f}")
@@ -42,7 +43,7 @@ def encoder(manifest: Path, marks: Path, out: Path, seed: int) -> None:
     from blsp.standins import train_encoder
 
     silence_libraries()
-    with Progress() as progress:
+    with on_ctrl_c(f"stopped; {BEGINS_ANEW}"), Progress() as progress:
 
         def show(step: int, steps: int, loss: float) -> None:
             progress.update(f"{out}: steps", step, steps, f"loss {loss:.3f}")

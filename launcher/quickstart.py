@@ -23,8 +23,12 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from cluster.lock import folder_lock
+from launcher.errors import on_ctrl_c
+
 _CHECKPOINT = Path("runs/stage2/checkpoints/step-000160")
 _REPORT = "report.html"
+_STOPPED = "stopped; the same command goes on from the step that was running"
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def run(folder: Path, seed: int) -> None:
     done = record.read_text().splitlines() if record.exists() else []
     console = Console()
     console.print(f"[bold]$ cd {folder}[/bold]")
-    with _peak_memory() as peak:
+    with on_ctrl_c(_STOPPED), folder_lock(folder), _peak_memory() as peak:
         for number, step in enumerate(steps(seed)):
             if number < len(done):
                 continue
@@ -102,7 +106,10 @@ def _refuse_other_seed(folder: Path, seed: int) -> None:
 
 def _run_step(step: Step, folder: Path, console: Console) -> None:
     side_by_side = len(step.commands) > 1
-    environment = os.environ | ({"OMP_NUM_THREADS": "1"} if side_by_side else {})
+    # The miniature is made for two processes on a CPU, also where there is a GPU.
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    if side_by_side:
+        environment["OMP_NUM_THREADS"] = "1"
     for command in step.commands:
         console.print(f"\n[bold]$ blsp {command}{' &' if side_by_side else ''}[/bold]", soft_wrap=True, highlight=False)
     children = [
@@ -126,11 +133,13 @@ def _run_step(step: Step, folder: Path, console: Console) -> None:
 
 def _kill_when_there(child: subprocess.Popen[bytes], checkpoint: Path, console: Console) -> None:
     """What a power cut does: SIGKILL to every process of the run, some time after a checkpoint was committed."""
+    everything = psutil.Process(child.pid)
     while not checkpoint.exists():
         if child.poll() is not None:
             raise ValueError(f"training ended with exit code {child.returncode} before it wrote {checkpoint}")
         time.sleep(0.2)
-    os.killpg(child.pid, signal.SIGKILL)
+    for process in [everything, *everything.children(recursive=True)]:
+        process.kill()
     child.wait()
     console.print(
         f"-- killed all its processes (SIGKILL) after {checkpoint.name}; the same command goes on from there --"

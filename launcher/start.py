@@ -6,11 +6,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
+
+import psutil
 
 from cluster.hostfile import read_hostfile
 from cluster.ports import free_port
+from launcher.errors import GOES_ON
 from launcher.quiet import has_gpu
 
 
@@ -34,20 +39,90 @@ def command(
             processes = 1
         if processes is not None:
             deepspeed += ["--num_accelerators", str(processes)]
-    training = ["--quiet", "--module", "launcher.train", "--config", str(config), *overrides]
+    # DeepSpeed would repeat the whole command line below the sentence of a rank that ended with an error.
+    training = ["--log_level", "critical", "--module", "launcher.train", "--config", str(config), *overrides]
     return [*deepspeed, *training, *(["--debug"] if debug else [])]
 
 
 def run(arguments: Sequence[str], processes: int | None) -> int:
-    """Runs the command to its end and returns its exit code. Ctrl-C reaches all processes; their end is awaited."""
-    child = subprocess.Popen(arguments, env=_environment(processes or 1))
+    """Runs the command to its end and returns its exit code. Ctrl-C (or SIGTERM, or the end of the terminal) lets the
+    ranks save and end; a second one ends them at once. Raises OSError when the system killed a rank."""
+    # On this host the ranks get no Ctrl-C from the terminal, only from here: DeepSpeed would give them half a minute.
+    # On several, pdsh or ssh may have to ask the terminal for a password.
+    group = None if "--hostfile" in arguments else 0
+    child = subprocess.Popen(arguments, env=_environment(processes or 1), process_group=group)
+    with _like_ctrl_c(signal.SIGTERM, signal.SIGHUP):
+        try:
+            code = child.wait()
+        except KeyboardInterrupt:
+            if _stop(child, on_this_host=group == 0):
+                return 130  # rank 0 has said where
+            raise KeyboardInterrupt(f"stopped; {GOES_ON}") from None
+    killed_by = 256 - code
+    if killed_by in (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT):
+        name = signal.Signals(killed_by).name
+        raise OSError(f"a training process was ended by {name}; too little memory? With that mended, {GOES_ON}")
+    return code
+
+
+def _stop(child: subprocess.Popen[bytes], on_this_host: bool) -> bool:
+    """Whether there were ranks that could save and end by themselves."""
+    ranks: list[psutil.Process] = []
     try:
-        return child.wait()
-    except KeyboardInterrupt:
-        # The terminal sent it to the child too; a Ctrl-C sent to this process alone is passed on.
-        child.send_signal(signal.SIGINT)
+        ranks = _ranks(child.pid)
+        if not on_this_host:
+            child.send_signal(signal.SIGINT)
+        for rank in ranks:
+            rank.send_signal(signal.SIGINT)
+        if on_this_host and not ranks:
+            _kill(child)
         child.wait()
-        raise
+    except KeyboardInterrupt:
+        _kill(child)
+        child.wait()
+        return False
+    return not on_this_host or bool(ranks)
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    below = _below(child.pid)
+    child.kill()
+    for process in below:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _below(pid: int) -> list[psutil.Process]:
+    try:
+        processes: list[psutil.Process] = psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+    return processes
+
+
+def _ranks(pid: int) -> list[psutil.Process]:
+    """What DeepSpeed started on this host; not the reader processes of a rank, which have its command line too."""
+    started = {}
+    for process in _below(pid):
+        try:
+            if any(word.startswith("--local_rank") for word in process.cmdline()):
+                started[process.pid] = (process, process.ppid())
+        except psutil.NoSuchProcess:
+            continue
+    return [process for process, parent in started.values() if parent not in started]
+
+
+@contextmanager
+def _like_ctrl_c(*numbers: signal.Signals) -> Iterator[None]:
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _environment(processes: int) -> dict[str, str]:

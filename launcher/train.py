@@ -5,10 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from launcher.errors import exit_code_of
+from launcher.errors import GOES_ON, exit_code_of, on_ctrl_c
 from launcher.progress import Progress
 from launcher.quiet import silence_libraries
+
+_PATIENCE_S = 4.0  # DeepSpeed looks after its processes once a second
+_LOST_CONTACT = ("Connection closed by peer", "Connection reset by peer", "remote process exited")  # gloo, NCCL
 
 
 def main() -> int:
@@ -19,8 +25,31 @@ def main() -> int:
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.add_argument("--local_rank", type=int, help="passed by DeepSpeed; the environment says it too")
     arguments = parser.parse_intermixed_args()
-    name = f"rank {os.environ.get('RANK', '0')}"
-    return exit_code_of(lambda: _train(arguments.config, arguments.overrides), debug=arguments.debug, name=name)
+    rank = os.environ.get("RANK", "0")
+
+    def action() -> None:
+        with _one_voice(first=os.environ.get("LOCAL_RANK", "0") == "0"), on_ctrl_c(f"stopped; {GOES_ON}"):
+            _train(arguments.config, arguments.overrides)
+
+    return exit_code_of(action, debug=arguments.debug, name="blsp" if rank == "0" else f"blsp, rank {rank}")
+
+
+@contextmanager
+def _one_voice(first: bool) -> Iterator[None]:
+    """Most errors meet all ranks alike: the first rank of a host says so at once and ends, and DeepSpeed then ends the
+    others. One that is still there after a while has an error of its own."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not first:
+            sys.exit(130)
+        raise
+    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+        if not first:
+            time.sleep(_PATIENCE_S)
+        if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST_CONTACT):
+            raise OSError(f"another rank ended, or its host is gone; {GOES_ON}") from error
+        raise
 
 
 def _train(config: str, overrides: list[str]) -> None:

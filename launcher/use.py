@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from blsp.recipe import EvalRecipe
+from launcher.errors import BEGINS_ANEW, on_ctrl_c
 from launcher.progress import Progress
 from launcher.quiet import silence_libraries
 
@@ -30,7 +31,8 @@ def evaluate(recipe: EvalRecipe) -> None:
     from blsp.evaluate.run import evaluate
     from blsp.evaluate.table import terminal_table
 
-    with Progress() as progress:
+    stopped = f"stopped; an evaluation writes only at its end, so nothing was written and {BEGINS_ANEW}"
+    with on_ctrl_c(stopped), Progress() as progress:
         result = evaluate(recipe, progress.update)
     Console().print(terminal_table(result))
     print(recipe.out / "result.json")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,11 @@ def test_failure_keeps_the_old_file_and_leaves_nothing_beside_it(
     write_atomically(path, b"old")
 
     def fail(_: int) -> None:
-        raise OSError("disk trouble")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OSError, match="disk trouble"):
+    with pytest.raises(OSError, match="No space left on device") as caught:
         write_atomically(path, b"new")
+    assert caught.value.filename == str(path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]

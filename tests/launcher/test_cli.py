@@ -144,4 +144,4 @@ def test_a_rank_refuses_a_port_in_use(monkeypatch: pytest.MonkeyPatch, capsys: p
         monkeypatch.setenv("MASTER_PORT", str(port))
         monkeypatch.setattr(sys, "argv", ["train", "--local_rank=0", "--config", "mini_stage1", "data.seed=2"])
         assert train.main() == 2
-    assert f"rank 0: port {port} on this host is taken by another process" in capsys.readouterr().err
+    assert f"blsp: port {port} on this host is taken by another process" in capsys.readouterr().err

@@ -6,11 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from launcher import start
+from launcher.errors import GOES_ON
 
 
 @pytest.fixture
@@ -77,22 +79,63 @@ def test_the_exit_code_is_the_childs() -> None:
     assert start.run([sys.executable, "-c", "raise SystemExit(17)"], 1) == 17
 
 
-def test_ctrl_c_is_passed_on_and_the_child_is_awaited(tmp_path: Path) -> None:
-    ended = tmp_path / "ended"
-    child = (
-        "import time, pathlib\n"
-        "try: print('up', flush=True); time.sleep(60)\n"
-        f"except KeyboardInterrupt: time.sleep(0.3); pathlib.Path({str(ended)!r}).touch()"
+# DeepSpeed's chain of processes: a runner, a launcher, and the ranks. Each rank says when it is up.
+RANK = (
+    "import pathlib, sys, time\n"
+    "try: pathlib.Path(sys.argv[2]).touch(); time.sleep(60)\n"
+    "except KeyboardInterrupt: time.sleep(0.3); pathlib.Path(sys.argv[2] + '.saved').touch(); sys.exit(130)"
+)
+
+
+def above(code: str, *arguments: str) -> str:
+    """The code of a process that starts another with `code`, and ends as it ends."""
+    return f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', {code!r}, *{arguments!r}]))"
+
+
+def stopped(arguments: list[str], up: Path, *signals: signal.Signals) -> tuple[int, str]:
+    """Exit code and words of `start.run(arguments)` after signals, the first of them when the file `up` is there."""
+    code = (
+        "import sys; from launcher import errors, start\n"
+        f"sys.exit(errors.exit_code_of(lambda: start.run({arguments!r}, 1), debug=False))"
     )
-    parent = f"import sys; from launcher import start; start.run([sys.executable, '-c', {child!r}], 1)"
-    with subprocess.Popen(
-        [sys.executable, "-c", parent], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "up\n"
-        process.send_signal(signal.SIGINT)
-        process.wait(timeout=30)
-    assert ended.exists()
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
+        while not up.exists():
+            time.sleep(0.02)
+        for number in signals:
+            process.send_signal(number)
+            time.sleep(0.5)  # two within a quarter of a second are one to Popen.wait
+        _, said = process.communicate(timeout=30)
+    return process.returncode, said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_reaches_the_ranks_and_their_end_is_awaited(tmp_path: Path, number: signal.Signals) -> None:
+    up = tmp_path / "up"
+    chain = above(above(RANK, "--local_rank=0", str(up)))
+    assert stopped([sys.executable, "-c", chain], up, number) == (130, "")
+    assert up.with_suffix(".saved").exists()
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
+    up = tmp_path / "up"
+    deaf = "import pathlib, signal, sys, time; signal.signal(2, signal.SIG_IGN); pathlib.Path(sys.argv[2]).touch()\n"
+    arguments = [sys.executable, "-c", above(deaf + "time.sleep(60)", "--local_rank=0", str(up))]
+    began_s = time.monotonic()
+    code, said = stopped(arguments, up, signal.SIGINT, signal.SIGINT)
+    assert (code, said) == (130, f"blsp: stopped; {GOES_ON}\n")
+    assert time.monotonic() - began_s < 20
+
+
+def test_ctrl_c_before_there_are_ranks_ends_everything(tmp_path: Path) -> None:
+    up = tmp_path / "up"
+    starting = f"import pathlib, time; pathlib.Path({str(up)!r}).touch(); time.sleep(60)"
+    assert stopped([sys.executable, "-c", above(starting)], up, signal.SIGINT) == (130, f"blsp: stopped; {GOES_ON}\n")
+
+
+def test_a_rank_that_the_system_killed_is_named(tmp_path: Path) -> None:
+    """DeepSpeed turns -9 into 247."""
+    with pytest.raises(OSError, match=r"ended by SIGKILL; too little memory\?"):
+        start.run([sys.executable, "-c", "raise SystemExit(-9)"], 1)
 
 
 @pytest.mark.slow
@@ -103,5 +146,7 @@ def test_a_wrong_recipe_ends_every_rank_with_one_sentence_and_code_2(tmp_path: P
     arguments = start.command(recipe, ["data.sed=1"], hostfile=None, processes=2)
     done = subprocess.run(arguments, env=start._environment(2), capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert "override 'data.sed=1': data.sed: unknown key (nearest: seed)" in done.stderr
+    lines = done.stderr.splitlines()
+    assert "override 'data.sed=1': data.sed: unknown key (nearest: seed)" in lines
+    assert len(lines) == len(set(lines)), "the other rank and DeepSpeed are silent"
+    assert not any(word in done.stderr for word in ("Traceback", "ERROR"))
