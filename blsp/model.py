@@ -99,7 +99,7 @@ class SpeechLM(nn.Module):
     def load(cls, run: Path, device: torch.device | None = None) -> SpeechLM:
         """The finished model of a run folder, ready to generate. Raises ValueError when the run has no export yet."""
         device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        section = _export_config(run / "export")["model"]
+        section = export_config(run / "export")["model"]
         model = cls.build(ModelSection.model_validate({**section, "init": None}), device)
         model.load_export(run / "export")
         return model.eval()
@@ -107,7 +107,7 @@ class SpeechLM(nn.Module):
     def load_export(self, folder: Path) -> None:
         """Load every tensor of an export; parts that it does not hold stay as they are. Raises ValueError for a tensor
         that this model has no place for, of another shape, or missing from a part that the export does hold."""
-        exported = _export_config(folder)
+        exported = export_config(folder)
         if exported["model"]["audio_window"] != self.config.audio_window:
             raise ValueError(
                 f"{folder}: was trained with audio_window {exported['model']['audio_window']!r}, not "
@@ -253,7 +253,8 @@ def pack(waveforms: list[NDArray[np.int16]], device: torch.device) -> tuple[Tens
     return waveform, torch.tensor([len(clip) for clip in waveforms], device=device)
 
 
-def _export_config(folder: Path) -> dict[str, Any]:
+def export_config(folder: Path) -> dict[str, Any]:
+    """What an export says of itself. Raises ValueError when there is none."""
     path = folder / EXPORT_CONFIG
     if not path.exists():
         raise ValueError(

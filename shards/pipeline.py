@@ -177,7 +177,7 @@ def _check_space(out: Path, tasks: Sequence[Task]) -> None:
     needed = _SPARE * sum(_flac_bytes(clip) for task in tasks for clip in task.clips)
     free = shutil.disk_usage(out).free
     if free < needed:
-        wanted = f"about {needed / 2**30:.2f} GiB are needed, {free / 2**30:.2f} GiB are free"
+        wanted = f"about {needed / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB are free"
         raise NoSpaceError(f"{out}: {wanted}; make room or choose a folder on another disk")
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,11 +60,12 @@ def model_fingerprint(llm: str, revision: str | None) -> str:
     its revision. Raises ValueError for a folder without a model, or that is not there."""
     folder = Path(llm)
     if not folder.is_dir():
-        if folder.is_absolute() or llm.startswith(".") or llm.count("/") > 1:
-            raise ValueError(f"{llm}: no such folder; give the LLM's folder or its hub id")
+        meant_as_folder = folder.is_absolute() or llm.startswith(".") or llm.count("/") > 1
+        if meant_as_folder or (llm.count("/") == 1 and folder.parent.is_dir()):
+            raise ValueError(f"{llm}: no such folder; give the model's folder or its hub id")
         return f"{llm}@{revision or 'main'}"
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{llm}: holds no config.json; an LLM's folder is what `save_pretrained` writes")
+        raise ValueError(f"{llm}: holds no config.json; a model's folder is what `save_pretrained` writes")
     digest = hashlib.blake2b(digest_size=6)
     for path in sorted(folder.iterdir()):
         if path.suffix not in {".json", ".safetensors", ".jinja", ".txt", ".model", ".tiktoken"}:
@@ -75,6 +77,16 @@ def model_fingerprint(llm: str, revision: str | None) -> str:
             file.seek(max(size - _SAMPLED_BYTES, 0))
             digest.update(file.read(_SAMPLED_BYTES))
     return f"{folder.resolve().name}@{digest.hexdigest()}"
+
+
+@contextmanager
+def named_in_errors(model: str) -> Iterator[None]:
+    """Puts the name of the model before what transformers says; without a network it says only that there is none."""
+    try:
+        yield
+    except OSError as error:
+        words = " ".join(str(error).split())
+        raise OSError(words if model in words else f"{model}: {words}") from error
 
 
 class TransformersWriter:
@@ -89,7 +101,8 @@ class TransformersWriter:
 
         on_gpu = torch.cuda.is_available()
         self._device = torch.device("cuda" if on_gpu else "cpu")
-        tokenizer = AutoTokenizer.from_pretrained(llm_path, revision=revision)
+        with named_in_errors(llm_path):
+            tokenizer = AutoTokenizer.from_pretrained(llm_path, revision=revision)
         self.template = ChatTemplate(tokenizer)
         dtype = torch.bfloat16 if on_gpu else torch.float32
         model: Any = AutoModelForCausalLM.from_pretrained(llm_path, revision=revision, dtype=dtype)

@@ -12,6 +12,7 @@ from transformers import AutoConfig, WhisperConfig, WhisperForConditionalGenerat
 
 from blsp.standins import WordRecogniser
 from shards.audio import SAMPLE_RATE
+from shards.writers import named_in_errors
 
 
 class Recogniser(Protocol):
@@ -24,7 +25,8 @@ def open_recogniser(path: str) -> Recogniser:
     """The recogniser in a folder or behind a hub id, chosen by what is there. Raises ValueError when there is none."""
     if WordRecogniser.is_in(Path(path)):
         return WordRecogniser.load(Path(path))
-    config = AutoConfig.from_pretrained(path)
+    with named_in_errors(path):
+        config = AutoConfig.from_pretrained(path)
     if not isinstance(config, WhisperConfig):
         raise ValueError(f"asr: {path} is a {config.model_type} model, not a Whisper")
     if "WhisperForConditionalGeneration" not in (config.architectures or []):

@@ -8,17 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from blsp.evaluate.scoring import Row
-from cluster.files import write_atomically
+from cluster.files import sync_folder, write_atomically
 
 FORMAT = 1
 
 
 def write_result(folder: Path, result: dict[str, Any], rows: Sequence[Row]) -> None:
-    """Both files, each whole or not at all. While `result.json` is there, the rows beside it are its own."""
-    (folder / "result.json").unlink(missing_ok=True)
+    """Both files, each whole or not at all. While `result.json` is there, the rows beside it are its own.
+
+    An earlier result is replaced only when the new one is on the disk.
+    """
     lines = "".join(json.dumps(row.to_json(), ensure_ascii=False) + "\n" for row in rows)
-    write_atomically(folder / "rows.jsonl", lines.encode())
-    write_atomically(folder / "result.json", f"{json.dumps(result, ensure_ascii=False, indent=1)}\n".encode())
+    contents = {"rows.jsonl": lines, "result.json": f"{json.dumps(result, ensure_ascii=False, indent=1)}\n"}
+    for name, content in contents.items():
+        write_atomically(folder / f"new-{name}", content.encode())
+    (folder / "result.json").unlink(missing_ok=True)
+    for name in contents:
+        (folder / f"new-{name}").replace(folder / name)
+    sync_folder(folder)
 
 
 def read_result(folder: Path) -> dict[str, Any]:

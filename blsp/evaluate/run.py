@@ -44,6 +44,8 @@ def evaluate(recipe: EvalRecipe, on_progress: Progress) -> dict[str, Any]:
 def _evaluate(recipe: EvalRecipe, on_progress: Progress) -> dict[str, Any]:
     started = time.monotonic()
     clips = read_labelled(recipe.manifest)
+    for spec in recipe.systems:
+        Workshop.check(spec)
     _require_audio(clips, recipe.manifest, on_progress)
     workshop = Workshop(max_new_tokens=recipe.max_new_tokens, batch_size=recipe.batch_size)
     references = write_references(workshop.llm(recipe.llm), clips, recipe.batch_size, on_progress)

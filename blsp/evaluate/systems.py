@@ -21,11 +21,11 @@ from sklearn.preprocessing import StandardScaler
 from blsp import recipe as recipes
 from blsp.evaluate.asr import Recogniser, open_recogniser
 from blsp.features import AudioWindow, log_mel
-from blsp.model import EXPORT_CONFIG, SpeechLM
+from blsp.model import EXPORT_CONFIG, SpeechLM, export_config
 from shards.audio import load_audio
 from shards.manifest import read_manifest
 from shards.sample import EMOTIONS, Utterance
-from shards.writers import Request, TransformersWriter, Writer
+from shards.writers import Request, TransformersWriter, Writer, model_fingerprint
 
 
 def read_labelled(manifest: Path) -> list[Utterance]:
@@ -197,6 +197,20 @@ class Workshop:
             writer = TransformersWriter(path, max_new_tokens=self._max_new_tokens, batch_size=self._batch_size)
             self._llms[path] = TextLLM(writer)
         return self._llms[path]
+
+    @staticmethod
+    def check(spec: recipes.System) -> None:
+        """What can be known without loading a model. Raises ValueError or OSError for what `open` would not find."""
+        match spec:
+            case recipes.TextSystem():
+                model_fingerprint(spec.llm, None)
+            case recipes.CascadeSystem():
+                model_fingerprint(spec.llm, None)
+                model_fingerprint(spec.asr, None)
+            case recipes.LinearSystem():
+                read_labelled(spec.train)
+            case recipes.SpeechSystem():
+                export_config(spec.run / "export")
 
     def open(self, spec: recipes.System) -> System:
         """Raises ValueError or OSError when a folder or manifest that the system needs is missing or unfit."""

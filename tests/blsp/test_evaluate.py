@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from blsp.evaluate.result import read_result, read_rows
+from blsp.evaluate.result import read_result, read_rows, write_result
 from blsp.evaluate.run import evaluate
 from blsp.evaluate.systems import TextLLM, prompts_learnt
 from blsp.model import EXPORT_CONFIG, EXPORT_WEIGHTS, SpeechLM
@@ -105,7 +106,7 @@ def test_every_kind_of_system(
     entries: tuple[dict[str, str], ...] = (
         {"type": "linear", "name": "linear", "train": str(manifest)},
         {"type": "text", "name": "text", "llm": str(llm_folder)},
-        {"type": "cascade", "name": "cascade", "asr": "nowhere", "llm": str(llm_folder)},
+        {"type": "cascade", "name": "cascade", "asr": str(llm_folder), "llm": str(llm_folder)},
         {"type": "speech", "name": "speech", "run": str(run_folder)},
         {"type": "speech", "name": "stage 1", "run": str(run_folder.parent / "stage1")},
     )
@@ -145,6 +146,41 @@ def test_clips_that_cannot_be_heard_are_all_named_before_anything_runs(
     with pytest.raises(ValueError, match=r"2 of 2 clips cannot be heard(?s:.*)one\.wav(?s:.*)two\.wav"):
         evaluate(recipe(tmp_path / "test.jsonl", llm_folder, tmp_path / "eval", entry), silent_progress)
     assert not (tmp_path / "eval" / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"type": "speech", "run": "no_run"}, "no_run/export: no export here"),
+        ({"type": "linear", "train": "none.jsonl"}, "none.jsonl"),
+        ({"type": "cascade", "asr": "./none", "llm": "some/llm"}, "./none: no such folder"),
+        ({"type": "text", "llm": "./none"}, "./none: no such folder"),
+    ],
+)
+def test_a_system_that_cannot_be_opened_is_named_before_anything_runs(
+    manifest: Path, llm_folder: Path, tmp_path: Path, entry: dict[str, str], said: str
+) -> None:
+    first = {"type": "text", "name": "text", "llm": str(llm_folder)}
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        evaluate(
+            recipe(manifest, llm_folder, tmp_path / "eval", first, {"name": "second", **entry}),
+            lambda what, done, total: pytest.fail(what),
+        )
+
+
+def test_a_full_disk_keeps_the_earlier_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_result(tmp_path, {"format": 1, "systems": ["old"]}, [])
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr("blsp.evaluate.result.write_atomically", full)
+        write_result(tmp_path, {"format": 1, "systems": ["new"]}, [])
+    assert read_result(tmp_path)["systems"] == ["old"]
+    write_result(tmp_path, {"format": 1, "systems": ["new"]}, [])
+    assert read_result(tmp_path)["systems"] == ["new"]
+    assert {path.name for path in tmp_path.iterdir()} == {"result.json", "rows.jsonl"}
 
 
 def test_a_test_set_without_labels_is_refused(llm_folder: Path, tmp_path: Path) -> None:

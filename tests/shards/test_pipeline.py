@@ -87,7 +87,7 @@ def test_too_small_a_disk_is_found_before_any_work(
     job: ShardJob, make_shards: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(OSError, match=r"GiB are needed, 0.00 GiB are free; make room"):
+    with pytest.raises(OSError, match=r"MB are needed, 0\.0 MB are free; make room"):
         make_shards(job)
 
 
@@ -101,7 +101,7 @@ def test_a_set_of_nothing_is_refused_with_the_reasons(job: ShardJob, corpus: Pat
 def test_bad_recipes_are_refused_before_anything_is_made(job: ShardJob, make_shards: Make, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="prompt 'chat' writes no targets; use one of continue, continue_emotion"):
         replace(job, prompt="chat")
-    with pytest.raises(ValueError, match="no such folder; give the LLM's folder or its hub id"):
+    with pytest.raises(ValueError, match="no such folder; give the model's folder or its hub id"):
         make_shards(replace(job, llm=str(tmp_path / "absent")))
     empty = tmp_path / "empty.jsonl"
     empty.touch()
