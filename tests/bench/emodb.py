@@ -4,7 +4,7 @@
 
 Ordinary commands only, once per fold: each speaker is held out in turn, a short stage 2 goes on from the quickstart's
 stage 1 with the other speakers, and `blsp eval` asks both systems about the held-out clips. Everything is written below
-QUICKSTART_DIR/emodb; a second start goes on where the first one stopped. About ten minutes on two cores.
+QUICKSTART_DIR/emodb; a second start goes on where the first one stopped. About six minutes on two idle cores.
 """
 
 from __future__ import annotations
