@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -20,11 +23,12 @@ import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
 
 from cluster.files import sync_folder, write_atomically
 
 # What DeepSpeed's optimizer files hold besides tensors and plain values.
-torch.serialization.add_safe_globals([ZeroStageEnum, LossScaler])
+torch.serialization.add_safe_globals([ZeroStageEnum, LossScaler, fragment_address])
 
 _TAG, _STATE, _MANIFEST = "zero", "state.json", "manifest.json"
 
@@ -37,6 +41,7 @@ class TrainingState:
     plan_hash: str
     world_size: int
     recipe: dict[str, Any]
+    frozen: dict[str, str]
 
 
 def save(engine: DeepSpeedEngine, folder: Path, state: TrainingState, keep: int) -> Path:
@@ -67,19 +72,31 @@ def save(engine: DeepSpeedEngine, folder: Path, state: TrainingState, keep: int)
         shutil.rmtree(folder / name, ignore_errors=True)
         temporary.rename(folder / name)
         sync_folder(folder)
-        for old in _committed(folder)[:-keep]:
-            shutil.rmtree(old)
+        _prune(folder, state.step, keep)
     dist.barrier()
     return folder / name
 
 
-def newest_valid(folder: Path, complain: Any = print) -> Path | None:
-    """The newest checkpoint whose files are all as its manifest says; a damaged one is named and passed over."""
-    for candidate in reversed(_committed(folder)):
+def _prune(folder: Path, step: int, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints up to the one just committed."""
+    known = [path for path in _committed(folder) if path.name <= f"step-{step:06d}"]
+    for old in known[:-keep]:
+        shutil.rmtree(old)
+
+
+def newest_valid(folder: Path, complain: Callable[[str], object] = print) -> Path | None:
+    """The newest checkpoint whose files are all as its manifest says; a damaged one is named and passed over.
+
+    Raises ValueError when there are checkpoints and all are damaged: to begin anew is for the user to decide.
+    """
+    candidates = _committed(folder)
+    for candidate in reversed(candidates):
         problem = _damage(candidate)
         if problem is None:
             return candidate
-        complain(f"{candidate} is damaged ({problem}); going back to the one before")
+        complain(f"{candidate} is damaged ({problem}) and passed over")
+    if candidates:
+        raise ValueError(f"{folder}: none of its checkpoints is whole; restore one, or remove the folder to begin anew")
     return None
 
 
@@ -95,12 +112,11 @@ def load(engine: DeepSpeedEngine, checkpoint: Path) -> None:
     """
     try:
         path, _ = engine.load_checkpoint(str(checkpoint), tag=_TAG, load_module_strict=True)
-    except UnpicklingError:
-        # torch's own message tells how to run it all the same.
-        raise ValueError(
-            f"{checkpoint}: a file holds more than tensors and plain values; nothing of it was run, and no training "
-            "wrote it: remove this checkpoint"
-        ) from None
+    except UnpicklingError as error:
+        # torch's own message tells how to run it all the same; the name in it is what counts.
+        name = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"names {name[1]}" if name else "holds more than tensors and plain values"
+        raise ValueError(f"{checkpoint}: refused, because a file in it {what}; nothing of it was run") from None
     assert path is not None, checkpoint
 
 
@@ -121,7 +137,12 @@ def _committed(folder: Path) -> list[Path]:
 
 
 def _hashes(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and hash of every file, all of them on the disk and not only in its cache."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        sync_folder(path.parent)
     return {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "blake2b": _hash(path)} for path in files}
 
 

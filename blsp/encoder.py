@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import AutoConfig, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from blsp.features import AudioWindow, log_mel, num_frames
+from blsp.features import HOP, AudioWindow, log_mel, num_frames
 from blsp.packing import attention_implementation, bounds, convolve, pad_packed
 
 
@@ -28,11 +28,11 @@ def load_whisper_encoder(path: str, dtype: torch.dtype, device: torch.device) ->
 
     Raises ValueError when `path` holds another model, or not every weight of the encoder.
     """
-    config = AutoConfig.from_pretrained(path)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     if not isinstance(config, WhisperConfig):
         raise ValueError(f"model.encoder: {path} is a {config.model_type} model, not a Whisper")
     loaded: Any = _EncoderOnly.from_pretrained(
-        path, dtype=dtype, attn_implementation=attention_implementation(device),
+        path, dtype=dtype, attn_implementation=attention_implementation(device, dtype),
         key_mapping={r"^(model\.)?encoder\.": ""}, output_loading_info=True,
     )  # fmt: skip
     encoder, report = loaded
@@ -56,6 +56,12 @@ class SpeechEncoder(nn.Module):
     def width(self) -> int:
         """D."""
         return int(self.whisper.config.d_model)
+
+    @property
+    def max_samples(self) -> int:
+        """The longest clip that fits the encoder's positions, the window's silence included."""
+        positions = int(self.whisper.config.max_source_positions)
+        return self.window.longest(positions * 2 * HOP)
 
     @staticmethod
     def num_positions(num_samples: int) -> int:

@@ -6,85 +6,33 @@ gradient does not depend on how many ranks share the micro-batches.
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
+import math
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields
 from types import FrameType
-from typing import Any
 
 import deepspeed
 import safetensors.torch
 import torch
 import torch.distributed as dist
-from deepspeed.utils import set_z3_leaf_modules
-from safetensors.torch import save_file
-from torch import Tensor, nn
-from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
+from torch import Tensor
 
 from blsp import checkpoint, zero
 from blsp.losses import Losses
-from blsp.model import EXPORT_CONFIG, EXPORT_WEIGHTS, SpeechLM
-from blsp.recipe import StageSection, TrainRecipe
+from blsp.model import EXPORT_CONFIG, EXPORT_WEIGHTS
+from blsp.provenance import versions
+from blsp.recipe import TrainRecipe
+from blsp.run import OnStep, Run, join, prepare, together
 from blsp.schedule import learning_rate_factor
-from blsp.tracking import Tracker
 from cluster.files import write_atomically
 from cluster.lock import folder_lock
-from cluster.ports import free_port
-from shards.collate import Batch, Collator
-from shards.index import ShardSet, token_counts
-from shards.plan import Plan, sample_costs
-from shards.reader import Reader
-
-OnStep = Callable[[int, int, str], None]  # steps done, steps in all, a few words
-
-
-class Stage(nn.Module):
-    """What DeepSpeed sees of the model: the parts that this stage trains, and nothing else.
-
-    The rest is reached through an attribute that torch does not register: frozen weights stay whole on every rank, no
-    step gathers them, and a checkpoint holds exactly what trains.
-    """
-
-    def __init__(self, model: SpeechLM, section: StageSection) -> None:
-        super().__init__()
-        self.section = section
-        self.parts = nn.ModuleDict({name: model.parts[name] for name in section.train})
-        self.parts.requires_grad_(True)
-        object.__setattr__(self, "model", model)
-
-    model: SpeechLM
-
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What is differentiated over one micro-batch, and all fields of its `Losses` as a vector."""
-        losses: Losses = self.model(batch, self.section)
-        return losses.total, losses.detached()
-
-
-@dataclass
-class Run:
-    """Everything that the loop needs; made by `train`."""
-
-    recipe: TrainRecipe
-    engine: Any
-    stage: Stage
-    reader: Reader
-    plan: Plan
-    device: torch.device
-    total_steps: int
-    on_step: OnStep
-    tracker: Tracker | None = None
-    step: int = 0
-    signal_here: int = 0  # set by the handler at any time; only what all ranks agreed on is acted upon
-    sums: Tensor = field(default_factory=lambda: torch.zeros(len(fields(Losses)), dtype=torch.float64))
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.recipe.run / "checkpoints"
+from shards.audio import SAMPLE_RATE
+from shards.collate import Batch
 
 
 class Interrupted(KeyboardInterrupt):
@@ -98,12 +46,16 @@ def train(recipe: TrainRecipe, on_step: OnStep = lambda done, total, note: None)
     stop signal (the state is saved first).
     """
     zero.prepare_environment()
-    device = _join()
-    with folder_lock(recipe.run) if dist.get_rank() == 0 else _nothing():
-        dist.barrier()
-        run = _prepare(recipe, device, on_step)
+    device = join()
+    with ExitStack() as stack:
+        together(lambda: stack.enter_context(folder_lock(recipe.run)))
+        run = prepare(recipe, device, on_step)
         with _signals(run):
-            fit(run)
+            try:
+                fit(run)
+            finally:
+                if run.tracker is not None:
+                    run.tracker.close()
         export(run)
         dist.barrier()
     run.engine.destroy()
@@ -123,7 +75,8 @@ def fit(run: Run) -> None:
             group["lr"] = group["peak_lr"] * _lr_factor(run, step)
         run.engine.step()
         run.step, run.sums = step + 1, run.sums + agreed
-        audio_s += sum(int(batch.num_samples.sum()) for batch in batches) / 16000
+        _refuse_non_finite_gradient(run)
+        audio_s += sum(int(batch.num_samples.sum()) for batch in batches) / SAMPLE_RATE
         num_tokens += sum(len(batch.input_ids) for batch in batches)
         if run.step % run.recipe.engine.log_every_steps == 0 or run.step == run.total_steps:
             now_s = time.monotonic()
@@ -141,7 +94,7 @@ def _backward(run: Run, step: int, index: int, batch: Batch) -> Tensor:
     """Forward and backward of one micro-batch; the optimizer moves only after all of them. Returns detached sums."""
     world, accumulation = dist.get_world_size(), run.engine.gradient_accumulation_steps()
     # Dropout depends on the seed, the step and the micro-batch, never on which rank runs it or on what came before.
-    torch.manual_seed((run.recipe.data.seed << 40) + (step << 12) + dist.get_rank() + index * world)
+    torch.manual_seed(dropout_seed(run.recipe.data.seed, step, dist.get_rank() + index * world))
     total, sums = run.engine(batch.to(run.device))
     # DeepSpeed divides by the accumulation steps and averages over ranks; the planned counts have divided already.
     run.engine.backward(total * (accumulation * world))
@@ -149,6 +102,12 @@ def _backward(run: Run, step: int, index: int, batch: Batch) -> Tensor:
         run.engine.step()
     on_cpu: Tensor = sums.cpu()
     return on_cpu
+
+
+def dropout_seed(seed: int, step: int, micro_batch: int) -> int:
+    """What the random generator starts from in one micro-batch of one step."""
+    digest = hashlib.blake2b(f"{seed} {step} {micro_batch}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 def _agree(run: Run, losses: Tensor) -> tuple[Tensor, int]:
@@ -166,6 +125,15 @@ def _refuse_non_finite(run: Run, step: int, agreed: Tensor, batches: list[Batch]
         raise FloatingPointError(
             f"step {step + 1}: the loss is not finite; no weight was changed in this step. Clips on this rank begin "
             f"with {ids}. Lower optim.lr or look at the clips; the checkpoint in {run.checkpoints} is from before"
+        )
+
+
+def _refuse_non_finite_gradient(run: Run) -> None:
+    norm = run.engine.get_global_grad_norm()
+    if norm is not None and not math.isfinite(norm):
+        raise FloatingPointError(
+            f"step {run.step}: the gradient is not finite, though the loss was, and the weights are lost. The "
+            f"checkpoints in {run.checkpoints} are from before; lower optim.lr and start again from there"
         )
 
 
@@ -198,7 +166,8 @@ def _log(run: Run, seconds: float, audio_s: float, num_tokens: int) -> None:
 def save(run: Run) -> None:
     """Commit a checkpoint of this step; every rank calls it."""
     recipe = json.loads(run.recipe.model_dump_json())
-    state = checkpoint.TrainingState(run.step, run.plan.hash, dist.get_world_size(), recipe)
+    frozen = run.stage.model.frozen
+    state = checkpoint.TrainingState(run.step, run.plan.hash, dist.get_world_size(), recipe, frozen)
     checkpoint.save(run.engine, run.checkpoints, state, run.recipe.engine.keep_checkpoints)
 
 
@@ -221,107 +190,11 @@ def export(run: Run) -> None:
             "parts": parts,
             "stage": json.loads(run.recipe.stage.model_dump_json()),
             "steps": run.step,
+            "frozen": model.frozen,
+            "dataset_id": run.dataset_id,
+            "versions": versions(),
         }
         write_atomically(folder / EXPORT_CONFIG, json.dumps(content, indent=1).encode())
-
-
-def _join() -> torch.device:
-    """Meet the other ranks; a process that no launcher started is a world of one."""
-    alone = {
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-    }
-    if "RANK" not in os.environ:
-        os.environ.update(alone)
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    deepspeed.init_distributed(
-        dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False
-    )
-    return device
-
-
-def _prepare(recipe: TrainRecipe, device: torch.device, on_step: OnStep) -> Run:
-    world, rank = dist.get_world_size(), dist.get_rank()
-    if world > recipe.data.micro_batches:
-        raise ValueError(
-            f"data.micro_batches = {recipe.data.micro_batches} is too few for {world} ranks; raise it to {world}"
-        )
-    torch.manual_seed(recipe.data.seed)
-    model = SpeechLM.build(recipe.model, device)
-    _checkpoint_activations(model, recipe.engine.gradient_checkpointing)
-    stage = Stage(model, recipe.stage)
-    shard_set = ShardSet.open(recipe.data.shards)
-    counts = token_counts(shard_set, model.template)
-    costs = sample_costs(shard_set.rows["num_samples"], counts["num_text_tokens"], counts["num_response_tokens"])
-    plan = Plan(
-        costs, seed=recipe.data.seed, clips_per_step=recipe.data.clips_per_step,
-        micro_batches=recipe.data.micro_batches, dataset_id=shard_set.dataset_id,
-    )  # fmt: skip
-    collator = Collator(
-        model.template,
-        model.num_speech_tokens,
-        tasks={str(name): share for name, share in recipe.stage.prompts.items()},
-        with_teacher="kl" in recipe.stage.losses,
-    )
-    reader = Reader(shard_set, plan, collator, rank=rank, world_size=world, num_workers=recipe.data.num_workers)
-    groups = [
-        {"name": name, "params": list(stage.parts[name].parameters()), "lr": lr, "peak_lr": lr}
-        for name, lr in recipe.optim.lr.items()
-    ]
-    optimizer = torch.optim.AdamW(groups, betas=recipe.optim.betas, weight_decay=recipe.optim.weight_decay)
-    # One gather per layer instead of one per linear map. Not for the adapter: as a leaf whose input needs no gradient
-    # (stage 1) DeepSpeed would let go of its weights before their backward pass.
-    set_z3_leaf_modules(stage, [WhisperEncoderLayer], raise_if_not_found=False)
-    engine, *_ = deepspeed.initialize(model=stage, optimizer=optimizer, config=zero.config(recipe, world))
-    engine.train()
-    model.train()
-    total = recipe.optim.steps or sum(plan.num_steps(epoch) for epoch in range(recipe.optim.epochs or 0))
-    run = Run(recipe, engine, stage, reader, plan, device, total, on_step)
-    _resume(run)
-    if rank == 0:
-        write_atomically(recipe.run / "recipe.json", recipe.model_dump_json(indent=1).encode())
-        run.tracker = Tracker(recipe.run, run.step)
-    return run
-
-
-def _checkpoint_activations(model: SpeechLM, which: tuple[str, ...]) -> None:
-    parts: dict[str, Any] = {"llm": model.llm, "encoder": model.encoder.whisper}
-    for name in which:
-        parts[name].gradient_checkpointing_enable({"use_reentrant": False})
-
-
-def _resume(run: Run) -> None:
-    """Go on from the newest valid checkpoint: rank 0 chooses, all load."""
-    choice: list[Any] = [checkpoint.newest_valid(run.checkpoints) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(choice, src=0)
-    if choice[0] is None:
-        return
-    state = checkpoint.read_state(choice[0])
-    if state.world_size != dist.get_world_size():
-        raise ValueError(
-            f"{choice[0]} was written by {state.world_size} ranks, this job has {dist.get_world_size()}; start as many"
-        )
-    now = json.loads(run.recipe.model_dump_json())
-    changes = [
-        c
-        for key in ("model", "stage", "data", "optim")
-        for c in checkpoint.changed_fields(state.recipe[key], now[key], f"{key}.")
-    ]
-    if changes or state.plan_hash != run.plan.hash:
-        what = "; ".join(changes) or f"the shard set {run.recipe.data.shards}"
-        raise ValueError(
-            f"{choice[0]} belongs to another recipe ({what}); undo the change or choose another run folder"
-        )
-    checkpoint.load(run.engine, choice[0])
-    run.step = state.step
-    if dist.get_rank() == 0:
-        print(f"going on from {choice[0]}", flush=True)
 
 
 @contextmanager
@@ -337,8 +210,3 @@ def _signals(run: Run) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield

@@ -35,6 +35,11 @@ class AudioWindow:
         tail = round(float(self.spec.removeprefix("tail:")) * SAMPLE_RATE) if self.spec != "exact" else 0
         return -(-(num_samples + tail) // HOP) * HOP
 
+    def longest(self, samples: int) -> int:
+        """The longest clip that is at most `samples` long with its silence."""
+        tail = round(float(self.spec.removeprefix("tail:")) * SAMPLE_RATE) if self.spec.startswith("tail:") else 0
+        return min(samples, _WINDOW_30S) if self.spec == "30s" else samples - tail
+
 
 def num_frames(num_samples: int) -> int:
     """Mel frames that hold the clip itself, without the window's silence."""

@@ -23,6 +23,7 @@ from blsp.features import AudioWindow
 from blsp.lora import LoraGate, add_lora
 from blsp.losses import Losses, continuation_ce, continuation_kl, emotion_ce
 from blsp.packing import attention_implementation, bounds
+from blsp.provenance import frozen_weights, refuse_other_weights
 from blsp.recipe import ModelSection, StageSection
 from shards.collate import Batch
 from shards.prompts import ChatTemplate
@@ -76,6 +77,7 @@ class SpeechLM(nn.Module):
             self.parts["lora"] = lora
         self.parts.requires_grad_(False)
         self.exported_parts: set[str] = set()
+        self.frozen = frozen_weights(config.llm, config.revision, config.encoder)
 
     llm: nn.Module
     encoder: SpeechEncoder
@@ -84,11 +86,12 @@ class SpeechLM(nn.Module):
     def build(cls, config: ModelSection, device: torch.device) -> SpeechLM:
         """A model from pretrained parts, and from the earlier stage's export when `config.init` names one."""
         dtype = getattr(torch, config.dtype)
-        tokenizer = AutoTokenizer.from_pretrained(config.llm, revision=config.revision)
+        tokenizer = AutoTokenizer.from_pretrained(config.llm, revision=config.revision, trust_remote_code=False)
+        # Straight to the device: eight ranks of a host need not hold eight copies in its memory.
         llm: nn.Module = AutoModelForCausalLM.from_pretrained(
-            config.llm, revision=config.revision, dtype=dtype, attn_implementation=attention_implementation(device)
-        )
-        llm.to(device)
+            config.llm, revision=config.revision, dtype=dtype, trust_remote_code=False,
+            attn_implementation=attention_implementation(device, dtype), device_map={"": device},
+        )  # fmt: skip
         whisper = load_whisper_encoder(config.encoder, dtype, device)
         model = cls(config, llm, SpeechEncoder(whisper, AudioWindow(config.audio_window)), ChatTemplate(tokenizer))
         if config.init is not None:
@@ -113,6 +116,7 @@ class SpeechLM(nn.Module):
                 f"{folder}: was trained with audio_window {exported['model']['audio_window']!r}, not "
                 f"{self.config.audio_window!r}; set model.audio_window to the former"
             )
+        refuse_other_weights(exported["frozen"], self.frozen, str(folder))
         state = load_file(folder / EXPORT_WEIGHTS)
         for part in exported["parts"]:
             if part not in self.parts:
@@ -169,8 +173,7 @@ class SpeechLM(nn.Module):
         if "kl" in stage.losses:
             self.gate.close()
             with torch.no_grad():
-                text_lengths = batch.text_cu_seq_lens.diff().tolist()
-                teacher = self._decode(embed(batch.text_input_ids), batch.text_position_ids, text_lengths)[
+                teacher = self._decode(embed(batch.text_input_ids), batch.text_position_ids, batch.text_seq_lens)[
                     batch.text_rows
                 ]
         with torch.set_grad_enabled("encoder" in stage.train):
@@ -178,7 +181,7 @@ class SpeechLM(nn.Module):
         speech, lengths = self.parts["adapter"](encoded, lengths)
         embeddings = embed(batch.input_ids).masked_scatter(batch.speech_mask[:, None], speech)
         self.gate.open(batch.speech_mask[None])
-        hidden = self._decode(embeddings, batch.position_ids, batch.cu_seq_lens.diff().tolist())[batch.rows]
+        hidden = self._decode(embeddings, batch.position_ids, batch.seq_lens)[batch.rows]
 
         zero = hidden.new_zeros((), dtype=torch.float32)
         ce = continuation_ce(head, hidden, batch.targets, batch.row_weight) if "ce" in stage.losses else zero

@@ -7,6 +7,8 @@ dot product attention on each sequence. Both get the same `cu_seq_lens_*` argume
 from __future__ import annotations
 
 import importlib.util
+import logging
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,17 +19,17 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 _PACKED = "packed_sdpa"
+_log = logging.getLogger(__name__)
 
 
 def _packed_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """query [1, heads, T, d], key and value [1, kv heads, T, d] -> [1, T, heads, d]."""
-    bounds = kwargs.pop("cu_seq_lens_q", None)
-    if bounds is None:
+    lengths = kwargs.get("sequence_lengths")
+    if lengths is None:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return output, None
-    lengths = bounds.diff().tolist()
     outputs = [
         functional.scaled_dot_product_attention(
             q, k, v, dropout_p=kwargs.get("dropout", 0.0), scale=kwargs.get("scaling"),
@@ -51,18 +53,33 @@ AttentionInterface.register(_PACKED, _packed_attention)
 AttentionMaskInterface.register(_PACKED, _packed_mask)
 
 
-def attention_implementation(device: torch.device) -> str:
-    """The name to give transformers as `attn_implementation` on this device."""
-    if device.type == "cuda" and importlib.util.find_spec("flash_attn"):
-        return "flash_attention_2"
-    return _PACKED
+def attention_implementation(device: torch.device, dtype: torch.dtype) -> str:
+    """The name to give transformers as `attn_implementation`; says once when the fast kernel is missing."""
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return _PACKED
+    if importlib.util.find_spec("flash_attn") is None:
+        _announce_missing_flash_attention()
+        return _PACKED
+    return "flash_attention_2"
+
+
+@cache
+def _announce_missing_flash_attention() -> None:
+    _log.warning(
+        "flash-attn is not installed: torch's attention runs each sequence apart, which is slower; "
+        "pip install flash-attn --no-build-isolation"
+    )
 
 
 def bounds(lengths: list[int], device: torch.device) -> dict[str, Any]:
-    """The keyword arguments that tell packed attention where each of the sequences ends."""
+    """The keyword arguments that tell packed attention where each of the sequences ends: tensors for FlashAttention,
+    plain numbers for torch's, which would otherwise wait for the device in every layer."""
     cumulative = functional.pad(torch.tensor(lengths, device=device).cumsum(0), (1, 0)).to(torch.int32)
     longest = max(lengths)
-    return {"cu_seq_lens_q": cumulative, "cu_seq_lens_k": cumulative, "max_length_q": longest, "max_length_k": longest}
+    return {
+        "cu_seq_lens_q": cumulative, "cu_seq_lens_k": cumulative, "max_length_q": longest, "max_length_k": longest,
+        "sequence_lengths": lengths,
+    }  # fmt: skip
 
 
 def pad_packed(packed: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:

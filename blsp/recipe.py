@@ -168,7 +168,7 @@ class TrainRecipe(Section):
     """One stage of training, into one run folder."""
 
     kind: Literal["train"]
-    run: FilePath = Field(description="run folder: checkpoints, export, log.jsonl, tensorboard, recipe.yaml")
+    run: FilePath = Field(description="run folder: checkpoints, export, log.jsonl, tensorboard, recipe.json")
     model: ModelSection
     stage: StageSection
     data: DataSection

@@ -98,7 +98,7 @@ def train_llm(out: Path, *, steps: int, batch_size: int, seed: int, on_step: OnS
             bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
         )
     )  # fmt: skip
-    llm.set_attn_implementation(attention_implementation(_CPU))
+    llm.set_attn_implementation(attention_implementation(_CPU, torch.float32))
     sentences = split_sentences()["train"]
     optimizer, schedule = _optimizer([*llm.parameters()], 3e-3, steps)
     for step in range(steps):
@@ -185,7 +185,7 @@ def train_encoder(
         num_mel_bins=80,
     )
     whisper = WhisperEncoder(config)
-    whisper.set_attn_implementation(attention_implementation(_CPU))
+    whisper.set_attn_implementation(attention_implementation(_CPU, torch.float32))
     encoder = SpeechEncoder(whisper, AudioWindow("exact"))
     heads = nn.ModuleList(nn.Linear(config.d_model, len(names)) for names in frames.names.values())
     parameters = [p for p in (*encoder.parameters(), *heads.parameters()) if p.requires_grad]
@@ -226,7 +226,9 @@ class WordRecogniser:
         if not cls.is_in(folder):
             raise ValueError(f"{folder}: no {_WORDS}; this is not the miniature's recogniser")
         words: list[str] = json.loads((folder / _WORDS).read_text())
-        whisper = WhisperEncoder.from_pretrained(folder, attn_implementation=attention_implementation(_CPU))
+        whisper = WhisperEncoder.from_pretrained(
+            folder, attn_implementation=attention_implementation(_CPU, torch.float32)
+        )
         head = nn.Linear(whisper.config.d_model, len(words))
         head.load_state_dict(load_file(folder / _WORD_HEAD))
         return cls(SpeechEncoder(whisper.eval(), AudioWindow("exact")), head, words)

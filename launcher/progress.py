@@ -43,6 +43,8 @@ class Progress:
         self._began_at, self._printed = done, (-1, 0, "")
         self._began_s = self._printed_s = time.monotonic()
         if self._bars is not None:
+            # Not before there is something to show: the silent ranks of a run share the terminal.
+            self._bars.start()
             self._bar = self._bars.add_task(phase, completed=done, total=total, note=note)
 
     def _end(self) -> None:
@@ -62,8 +64,6 @@ class Progress:
         print(", ".join([*parts, note] if note else parts), flush=True)
 
     def __enter__(self) -> Self:
-        if self._bars is not None:
-            self._bars.start()
         return self
 
     def __exit__(

@@ -7,7 +7,9 @@ from pathlib import Path
 
 
 def has_gpu() -> bool:
-    """Whether this host shows a GPU; tells without torch."""
+    """Whether this process may use a GPU of this host; tells without torch."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return False
     return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd"))
 
 

@@ -70,7 +70,10 @@ def _start_actors(
     remote: Any = ray.remote
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     num_cpus = int(resources["CPU"])
-    num_gpus = 1 if resources.get("GPU", 0) >= job.llm_actors else 0
+    gpus = int(resources.get("GPU", 0))
+    if 0 < gpus < job.llm_actors:
+        raise ValueError(f"llm_actors = {job.llm_actors}, but Ray sees {gpus} GPUs; lower llm_actors to {gpus}")
+    num_gpus = 1 if gpus else 0
     restarts = {"max_restarts": _RESTARTS, "max_task_retries": _RESTARTS}
     llm = remote(_LlmActor).options(num_cpus=0, num_gpus=num_gpus, **restarts)
     cpu = remote(_CpuActor).options(num_cpus=1, **restarts)

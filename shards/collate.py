@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -43,15 +44,13 @@ class Batch:
     input_ids: Tensor  # int64 [T]; 0 in speech slots
     speech_mask: Tensor  # bool [T]; True in speech slots
     position_ids: Tensor  # int64 [T]; from 0 in each sequence
-    cu_seq_lens: Tensor  # int32 [n + 1]
-    max_seq_len: int
+    seq_lens: list[int]  # n; their sum is T
     rows: Tensor  # int64 [R]; positions in T whose output predicts the response tokens
     targets: Tensor  # int64 [R]
     row_weight: Tensor  # float32 [R]; 0 for fillers
     text_input_ids: Tensor  # int64 [Tt]
     text_position_ids: Tensor  # int64 [Tt]
-    text_cu_seq_lens: Tensor  # int32 [n + 1]
-    text_max_seq_len: int
+    text_seq_lens: list[int]  # n; their sum is Tt
     text_rows: Tensor  # int64 [R]
     emotion: Tensor  # int64 [n]; IGNORED_EMOTION for none
     step_response_tokens: int
@@ -136,7 +135,8 @@ class Collator:
         taught = sequences if self._with_teacher else []
         teacher = _pack([(sequence.teacher, sequence.response) for sequence in taught])
         speech_mask = np.zeros(len(student.ids), bool)
-        for start, sequence in zip(student.cu_seq_lens[:-1], sequences, strict=True):
+        starts = itertools.accumulate(student.seq_lens[:-1], initial=0)
+        for start, sequence in zip(starts, sequences, strict=True):
             speech_mask[start + sequence.slots.start : start + sequence.slots.stop] = True
         weights = [np.full(len(q.response), s is not None, np.float32) for s, q in zip(samples, sequences, strict=True)]
         return Batch(
@@ -146,15 +146,13 @@ class Collator:
             input_ids=torch.from_numpy(student.ids),
             speech_mask=torch.from_numpy(speech_mask),
             position_ids=torch.from_numpy(student.position_ids),
-            cu_seq_lens=torch.from_numpy(student.cu_seq_lens),
-            max_seq_len=student.max_seq_len,
+            seq_lens=student.seq_lens,
             rows=torch.from_numpy(student.rows),
             targets=torch.tensor([token for sequence in sequences for token in sequence.response]),
             row_weight=torch.from_numpy(np.concatenate(weights)),
             text_input_ids=torch.from_numpy(teacher.ids),
             text_position_ids=torch.from_numpy(teacher.position_ids),
-            text_cu_seq_lens=torch.from_numpy(teacher.cu_seq_lens),
-            text_max_seq_len=teacher.max_seq_len,
+            text_seq_lens=teacher.seq_lens,
             text_rows=torch.from_numpy(teacher.rows),
             emotion=torch.tensor([_emotion_id(sample) for sample in samples]),
             step_response_tokens=step_response_tokens,
@@ -187,15 +185,15 @@ class Collator:
 class _Packed:
     ids: NDArray[np.int64]
     position_ids: NDArray[np.int64]
-    cu_seq_lens: NDArray[np.int32]
-    max_seq_len: int
+    seq_lens: list[int]
     rows: NDArray[np.int64]
 
 
 def _pack(sequences: Sequence[tuple[list[int], list[int]]]) -> _Packed:
     """Context and response of each sequence, end to end; `rows` are the positions one before each response token."""
     ids: list[int] = []
-    lengths, rows = [], []
+    lengths: list[int] = []
+    rows = []
     for context, response in sequences:
         first = len(ids) + len(context) - 1
         rows.append(np.arange(first, first + len(response)))
@@ -204,8 +202,7 @@ def _pack(sequences: Sequence[tuple[list[int], list[int]]]) -> _Packed:
     return _Packed(
         ids=np.array(ids, np.int64),
         position_ids=np.concatenate([np.arange(n) for n in lengths] or [np.empty(0, np.int64)]),
-        cu_seq_lens=np.cumsum([0, *lengths], dtype=np.int32),
-        max_seq_len=max(lengths, default=0),
+        seq_lens=lengths,
         rows=np.concatenate(rows or [np.empty(0, np.int64)]),
     )
 

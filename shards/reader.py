@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,13 @@ class _Order:
     tasks: tuple[str, ...]
     step_response_tokens: int
     step_labelled: int
+
+
+def _outlive_signals(worker: int) -> None:
+    """A launcher that stops a run tells every process of it. The rank still needs its readers until it has saved; they
+    end with it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Reader:
@@ -69,7 +77,10 @@ class Reader:
         if self._num_workers:
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
             # Not spawn: it would copy everything the collator refers to, down to the model that counts speech tokens.
-            options = {"num_workers": self._num_workers, "multiprocessing_context": "fork", "prefetch_factor": 2}
+            options = {
+                "num_workers": self._num_workers, "multiprocessing_context": "fork", "prefetch_factor": 2,
+                "worker_init_fn": _outlive_signals,
+            }  # fmt: skip
         loader = DataLoader(
             _Samples(self._shard_set, self._collator),
             batch_size=None,

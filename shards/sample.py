@@ -7,6 +7,7 @@ whatever passes it can be trusted downstream.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -34,6 +35,14 @@ def _checked(cls: type, record: Mapping[str, Any], types: Mapping[str, tuple[typ
             raise ValueError(f"field {field.name!r} must be {names}, got {value!r}")
         values[field.name] = value
     return values
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 _OPTIONAL_NUMBER: tuple[type, ...] = (int, float, type(None))
@@ -64,6 +73,11 @@ class Utterance:
             raise ValueError("field 'id' is empty")
         if self.emotion is not None and self.emotion not in EMOTIONS:
             raise ValueError(f"unknown emotion {self.emotion!r}; known are {', '.join(EMOTIONS)}, or null for none")
+        for name, value in dataclasses.asdict(self).items():
+            if isinstance(value, str) and not _is_unicode(value):
+                raise ValueError(f"field {name!r} holds half a character (a lone surrogate): {value!r}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"field {name!r} must be a finite number, got {value}")
         if self.start_s < 0 or (self.duration_s is not None and self.duration_s <= 0):
             raise ValueError(f"start_s={self.start_s}, duration_s={self.duration_s} is not a span of audio")
 

@@ -160,7 +160,7 @@ def speak(text: str, voice: str, prosody: Prosody) -> Speech:
     marks = []
     for kind, name, at_s in engine.marks:
         if isinstance(name, int):
-            name = text[name - 1 :].split(" ")[0].strip(".,!?").lower()
+            name = text[name - 1 :].split(" ")[0].strip(".,!?")
         if name:
             marks.append(Mark(kind, name, max(0.0, at_s - lead_s)))
     return Speech(samples.astype(np.float32), marks)

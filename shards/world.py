@@ -69,8 +69,8 @@ TONES = {
     "sad": Prosody(22, 6, 150, 40, "."),
     "surprise": Prosody(88, 98, 185, 95, "?"),
 }
-_TAKE_SPREAD = Prosody(5, 9, 10, 9)
-_SPEAKER_SPREAD = Prosody(5, 0, 10, 0)
+_TAKE_SPREAD = Prosody(4, 7, 8, 7)
+_SPEAKER_SPREAD = Prosody(4, 0, 7, 0)
 
 TEST_VOICES = ("m5", "f3", "f5", "Andrea", "adam", "Michael", "anika", "robert")
 DEV_VOICES = ("m3", "f2", "Annie", "edward", "linda", "Mike")

@@ -102,10 +102,12 @@ class TransformersWriter:
         on_gpu = torch.cuda.is_available()
         self._device = torch.device("cuda" if on_gpu else "cpu")
         with named_in_errors(llm_path):
-            tokenizer = AutoTokenizer.from_pretrained(llm_path, revision=revision)
+            tokenizer = AutoTokenizer.from_pretrained(llm_path, revision=revision, trust_remote_code=False)
         self.template = ChatTemplate(tokenizer)
         dtype = torch.bfloat16 if on_gpu else torch.float32
-        model: Any = AutoModelForCausalLM.from_pretrained(llm_path, revision=revision, dtype=dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            llm_path, revision=revision, dtype=dtype, trust_remote_code=False
+        )
         self._model: Any = model.to(self._device)
         # Not the model's own file: it may ask for sampling or a repetition penalty.
         self._model.generation_config = GenerationConfig(

@@ -26,7 +26,7 @@ def open_recogniser(path: str) -> Recogniser:
     if WordRecogniser.is_in(Path(path)):
         return WordRecogniser.load(Path(path))
     with named_in_errors(path):
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     if not isinstance(config, WhisperConfig):
         raise ValueError(f"asr: {path} is a {config.model_type} model, not a Whisper")
     if "WhisperForConditionalGeneration" not in (config.architectures or []):

@@ -8,8 +8,6 @@ nothing behind.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
-import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +18,7 @@ from blsp.evaluate import metrics
 from blsp.evaluate.result import FORMAT, write_result
 from blsp.evaluate.scoring import LABEL, PLAIN, TONE, Answers, References, Row, score, summary, tone_groups
 from blsp.evaluate.systems import System, TextLLM, Workshop, prompts_learnt, read_labelled, waveform
+from blsp.provenance import versions
 from blsp.recipe import EvalRecipe, SpeechSystem
 from cluster.lock import folder_lock
 from shards.audio import AudioError
@@ -68,7 +67,7 @@ def _evaluate(recipe: EvalRecipe, on_progress: Progress) -> dict[str, Any]:
         "interval": {"level": 0.95, "resampled": resampled, "draws": metrics.NUM_DRAWS, "seed": metrics.DRAW_SEED},
         "systems": systems,
         "example": _example(clips, rows),
-        "versions": _versions(),
+        "versions": versions(),
         "seconds": round(time.monotonic() - started, 1),
     }
     write_result(recipe.out, result, rows)
@@ -185,14 +184,3 @@ def _example(clips: Sequence[Utterance], rows: Sequence[Row]) -> dict[str, Any]:
             for row in chosen
         ],
     }
-
-
-def _versions() -> dict[str, str]:
-    packages = ("torch", "transformers", "deepspeed", "peft", "ray", "webdataset", "numpy", "scikit-learn")
-    versions = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions

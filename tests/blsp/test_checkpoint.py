@@ -29,8 +29,11 @@ class Engine:
         (Path(folder) / tag / "rank_1_states.pt").write_bytes(bytes(range(50, 100)))
 
 
+FROZEN = {"llm": "Qwen2.5-7B-Instruct@0123456789ab", "encoder": "whisper-large-v2@0123456789ab"}
+
+
 def state(step: int) -> TrainingState:
-    return TrainingState(step, "0123456789abcdef", 2, {"optim": {"steps": 10}})
+    return TrainingState(step, "0123456789abcdef", 2, {"optim": {"steps": 10}}, FROZEN)
 
 
 def save(folder: Path, *steps: int, keep: int = 10, fails: bool = False) -> None:
@@ -53,7 +56,7 @@ def test_a_checkpoint_holds_the_state_and_nothing_that_runs(tmp_path: Path) -> N
 
 
 def test_the_place_in_the_plan_is_small(tmp_path: Path) -> None:
-    content = vars(TrainingState(10**9, "0123456789abcdef", 10**4, {}))
+    content = vars(TrainingState(10**9, "0123456789abcdef", 10**4, {}, FROZEN))
     assert len(json.dumps(content)) < 512
 
 
@@ -61,6 +64,22 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
     save(tmp_path / "c", 5, 10, 15, 20, keep=2)
     assert names(tmp_path / "c") == ["step-000015", "step-000020"]
     assert newest_valid(tmp_path / "c") == tmp_path / "c" / "step-000020"
+
+
+def test_going_back_never_deletes_what_was_gone_back_to(tmp_path: Path) -> None:
+    save(tmp_path / "c", 5, 10, 15, keep=3)
+    for name in ("step-000010", "step-000015"):
+        (tmp_path / "c" / name / "state.json").write_text("{")
+    assert newest_valid(tmp_path / "c", lambda said: None) == tmp_path / "c" / "step-000005"
+    save(tmp_path / "c", 7, keep=1)
+    assert newest_valid(tmp_path / "c", lambda said: None) == tmp_path / "c" / "step-000007"
+
+
+def test_when_all_are_damaged_nothing_begins_anew_by_itself(tmp_path: Path) -> None:
+    save(tmp_path / "c", 5)
+    (tmp_path / "c" / "step-000005" / "state.json").write_text("{")
+    with pytest.raises(ValueError, match="none of its checkpoints is whole"):
+        newest_valid(tmp_path / "c")
 
 
 def test_the_same_step_can_be_saved_again(tmp_path: Path) -> None:

@@ -19,9 +19,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from blsp.engine import Stage
+from blsp.engine import dropout_seed
 from blsp.model import SpeechLM
 from blsp.recipe import TrainRecipe
+from blsp.run import Stage
 from blsp.schedule import learning_rate_factor
 from cluster.lock import folder_lock
 from cluster.ports import free_port
@@ -168,7 +169,7 @@ def plain_training(recipe: TrainRecipe) -> tuple[list[float], SpeechLM]:
     for step, batches in islice(Reader(shard_set, plan, collator, rank=0, world_size=1).steps(), STEPS):
         optimizer.zero_grad()
         for index, batch in enumerate(batches):
-            torch.manual_seed((recipe.data.seed << 40) + (step << 12) + index)
+            torch.manual_seed(dropout_seed(recipe.data.seed, step, index))
             stage(batch)[0].backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(stage.parameters(), optim.clip_norm)))
         factor = learning_rate_factor(step, STEPS, optim.warmup_steps, optim.schedule)

@@ -82,7 +82,12 @@ def run_folder(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     ):
         (folder / "export").mkdir(parents=True)
         save_file(weights, folder / "export" / EXPORT_WEIGHTS)
-        content = {"model": {**config, "init": init}, "parts": parts, "stage": {"prompts": prompts}}
+        content = {
+            "model": {**config, "init": init},
+            "parts": parts,
+            "stage": {"prompts": prompts},
+            "frozen": model.frozen,
+        }
         (folder / "export" / EXPORT_CONFIG).write_text(json.dumps(content))
     return run
 

@@ -23,7 +23,9 @@ def make_llm() -> Qwen2ForCausalLM:
         vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2,
         num_key_value_heads=1, bos_token_id=None, eos_token_id=1, pad_token_id=0, initializer_range=0.2,
     )  # fmt: skip
-    return Qwen2ForCausalLM._from_config(config, attn_implementation=attention_implementation(CPU)).eval()
+    return Qwen2ForCausalLM._from_config(
+        config, attn_implementation=attention_implementation(CPU, torch.float32)
+    ).eval()
 
 
 @pytest.fixture

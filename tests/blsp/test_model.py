@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from blsp.engine import Stage, export
+from blsp.engine import export
 from blsp.losses import Losses
 from blsp.model import SpeechLM
 from blsp.recipe import ModelSection, StageSection
+from blsp.run import Stage
 from shards.collate import Batch, Collator
 from shards.index import Sample
 from shards.sample import EMOTIONS, Continuation, Utterance
@@ -152,7 +153,7 @@ def test_the_teacher_is_the_text_llm_without_lora(model: SpeechLM) -> None:
     mask[start : start + len(spoken)] = True
     same = {
         "input_ids": text.masked_fill(mask, 0), "speech_mask": mask, "position_ids": batch.text_position_ids,
-        "cu_seq_lens": batch.text_cu_seq_lens, "rows": batch.text_rows,
+        "seq_lens": batch.text_seq_lens, "rows": batch.text_rows,
     }  # fmt: skip
     model.parts["adapter"].forward = lambda encoded, lengths: (heard, [len(spoken)])
     student = Batch(**{**vars(batch), **same})
@@ -185,7 +186,7 @@ def test_generation_leaves_the_gate_closed(model: SpeechLM) -> None:
 def export_of(model: SpeechLM, stage: StageSection, run: Path) -> Path:
     run.mkdir()
     recipe = SimpleNamespace(run=run, model=model.config, stage=stage)
-    export(SimpleNamespace(stage=Stage(model, stage), recipe=recipe, step=7))
+    export(SimpleNamespace(stage=Stage(model, stage), recipe=recipe, step=7, dataset_id="set"))
     return run
 
 

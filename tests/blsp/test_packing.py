@@ -12,7 +12,7 @@ from blsp.packing import attention_implementation, bounds, convolve, pad_packed
 from tests.blsp.tiny import CPU, whisper_config
 
 LENGTHS = [5, 1, 17, 8]
-PACKED = attention_implementation(CPU)
+PACKED = attention_implementation(CPU, torch.float32)
 SIZES: dict[str, Any] = {
     "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0, "initializer_range": 0.3,

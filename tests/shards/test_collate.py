@@ -33,7 +33,7 @@ SAMPLES = (sample("anna"), sample("cut", "happy", 9000), sample("bertha", None, 
 
 def pieces(batch: Batch) -> list[tuple[list[int], list[bool]]]:
     """Token ids and speech mask of each student sequence."""
-    bounds = batch.cu_seq_lens.tolist()
+    bounds = itertools.accumulate(batch.seq_lens, initial=0)
     spans = [slice(a, b) for a, b in itertools.pairwise(bounds)]
     return [(batch.input_ids[span].tolist(), batch.speech_mask[span].tolist()) for span in spans]
 
@@ -73,14 +73,8 @@ def test_the_teacher_reads_the_transcript_and_the_label_that_the_student_never_s
 
 def test_positions_start_again_in_every_sequence(template: ChatTemplate) -> None:
     batch = collator(template)(SAMPLES, ["continue_tone"] * 3, 0, 0)
-    for positions, bounds, longest in (
-        (batch.position_ids, batch.cu_seq_lens, batch.max_seq_len),
-        (batch.text_position_ids, batch.text_cu_seq_lens, batch.text_max_seq_len),
-    ):
-        lengths = bounds.diff().tolist()
+    for positions, lengths in ((batch.position_ids, batch.seq_lens), (batch.text_position_ids, batch.text_seq_lens)):
         assert positions.tolist() == [position for length in lengths for position in range(length)]
-        assert longest == max(lengths)
-        assert bounds.dtype == torch.int32
 
 
 def test_a_sample_packs_the_same_alone_and_among_others(template: ChatTemplate) -> None:
@@ -105,7 +99,7 @@ def test_identify_answers_with_the_label_and_has_no_teacher(template: ChatTempla
     batch = make(SAMPLES[:2], ["identify"] * 2, 0, 0)
     assert batch.targets.tolist() == template.response("sad", True) + template.response("happy", True)
     assert pieces(batch)[0][0][: len(template.prefix("identify"))] == template.prefix("identify")
-    assert len(batch.text_input_ids) == len(batch.text_rows) == batch.text_max_seq_len == 0
+    assert len(batch.text_input_ids) == len(batch.text_rows) == len(batch.text_seq_lens) == 0
     with pytest.raises(ValueError, match="'identify' has no teacher"):
         collator(template, identify=1, continue_tone=1)
 

@@ -1,0 +1,208 @@
+"""From a recipe to everything that the loop needs: ranks, model, data, DeepSpeed, and the place to go on from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.utils import set_z3_leaf_modules
+from torch import Tensor, nn
+from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
+
+from blsp import checkpoint, zero
+from blsp.losses import Losses
+from blsp.model import SpeechLM
+from blsp.provenance import refuse_other_weights
+from blsp.recipe import StageSection, TrainRecipe
+from blsp.tracking import Tracker
+from cluster.files import write_atomically
+from cluster.ports import free_port
+from shards.audio import SAMPLE_RATE
+from shards.collate import Batch, Collator
+from shards.index import ShardSet, token_counts
+from shards.plan import Plan, sample_costs
+from shards.reader import Reader
+
+OnStep = Callable[[int, int, str], None]  # steps done, steps in all, a few words
+
+
+class Stage(nn.Module):
+    """What DeepSpeed sees of the model: the parts that this stage trains, and nothing else.
+
+    The rest is reached through an attribute that torch does not register: frozen weights stay whole on every rank, no
+    step gathers them, and a checkpoint holds exactly what trains.
+    """
+
+    def __init__(self, model: SpeechLM, section: StageSection) -> None:
+        super().__init__()
+        self.section = section
+        self.parts = nn.ModuleDict({name: model.parts[name] for name in section.train})
+        self.parts.requires_grad_(True)
+        object.__setattr__(self, "model", model)
+
+    model: SpeechLM
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What is differentiated over one micro-batch, and all fields of its `Losses` as a vector."""
+        losses: Losses = self.model(batch, self.section)
+        return losses.total, losses.detached()
+
+
+@dataclass
+class Run:
+    """Everything that the loop needs; made by `train`."""
+
+    recipe: TrainRecipe
+    engine: Any
+    stage: Stage
+    reader: Reader
+    plan: Plan
+    device: torch.device
+    dataset_id: str
+    total_steps: int
+    on_step: OnStep
+    tracker: Tracker | None = None
+    step: int = 0
+    signal_here: int = 0  # set by the handler at any time; only what all ranks agreed on is acted upon
+    sums: Tensor = field(default_factory=lambda: torch.zeros(len(fields(Losses)), dtype=torch.float64))
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.recipe.run / "checkpoints"
+
+
+def together(action: Callable[[], object]) -> Any:
+    """What rank 0 alone does for all. Its result, or its ValueError or OSError, is everybody's: none waits in vain."""
+    outcome: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            result = action()
+            outcome[0] = result if isinstance(result, str | Path) else None
+        except (ValueError, OSError) as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def join() -> torch.device:
+    """Meet the other ranks; a process that no launcher started is a world of one."""
+    alone = {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    if "RANK" not in os.environ:
+        os.environ.update(alone)
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    deepspeed.init_distributed(
+        dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False
+    )
+    return device
+
+
+def prepare(recipe: TrainRecipe, device: torch.device, on_step: OnStep) -> Run:
+    world, rank = dist.get_world_size(), dist.get_rank()
+    if world > recipe.data.micro_batches:
+        raise ValueError(
+            f"data.micro_batches = {recipe.data.micro_batches} is too few for {world} ranks; raise it to {world}"
+        )
+    torch.manual_seed(recipe.data.seed)
+    model = SpeechLM.build(recipe.model, device)
+    _checkpoint_activations(model, recipe.engine.gradient_checkpointing)
+    stage = Stage(model, recipe.stage)
+    shard_set = ShardSet.open(recipe.data.shards)
+    _refuse_long_clips(model, shard_set, recipe.data.shards)
+    # Rank 0 first: it leaves the counts for the others.
+    together(lambda: token_counts(shard_set, model.template))
+    counts = token_counts(shard_set, model.template)
+    costs = sample_costs(shard_set.rows["num_samples"], counts["num_text_tokens"], counts["num_response_tokens"])
+    plan = Plan(
+        costs, seed=recipe.data.seed, clips_per_step=recipe.data.clips_per_step,
+        micro_batches=recipe.data.micro_batches, dataset_id=shard_set.dataset_id,
+    )  # fmt: skip
+    collator = Collator(
+        model.template,
+        model.num_speech_tokens,
+        tasks={str(name): share for name, share in recipe.stage.prompts.items()},
+        with_teacher="kl" in recipe.stage.losses,
+    )
+    reader = Reader(shard_set, plan, collator, rank=rank, world_size=world, num_workers=recipe.data.num_workers)
+    groups = [
+        {"name": name, "params": list(stage.parts[name].parameters()), "lr": lr, "peak_lr": lr}
+        for name, lr in recipe.optim.lr.items()
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=recipe.optim.betas, weight_decay=recipe.optim.weight_decay)
+    # One gather per layer instead of one per linear map. Not for the adapter: as a leaf whose input needs no gradient
+    # (stage 1) DeepSpeed would let go of its weights before their backward pass.
+    set_z3_leaf_modules(stage, [WhisperEncoderLayer], raise_if_not_found=False)
+    engine, *_ = deepspeed.initialize(model=stage, optimizer=optimizer, config=zero.config(recipe, world))
+    engine.train()
+    model.train()
+    total = recipe.optim.steps or sum(plan.num_steps(epoch) for epoch in range(recipe.optim.epochs or 0))
+    if recipe.optim.warmup_steps >= total:
+        raise ValueError(
+            f"optim.warmup_steps = {recipe.optim.warmup_steps}, but the run has only {total} steps; warm up for fewer"
+        )
+    run = Run(recipe, engine, stage, reader, plan, device, shard_set.dataset_id, total, on_step)
+    _resume(run)
+    if rank == 0:
+        write_atomically(recipe.run / "recipe.json", recipe.model_dump_json(indent=1).encode())
+        run.tracker = Tracker(recipe.run, run.step)
+        on_step(run.step, total, "")
+    return run
+
+
+def _refuse_long_clips(model: SpeechLM, shard_set: ShardSet, path: Path) -> None:
+    limit = model.encoder.max_samples
+    too_long = shard_set.rows["num_samples"] > limit
+    if too_long.any():
+        raise ValueError(
+            f"{path}: {too_long.sum()} clips are longer than the {limit / SAMPLE_RATE:.1f} s that the encoder hears "
+            f"with audio_window {model.config.audio_window!r}; shard them again without, or change the window"
+        )
+
+
+def _checkpoint_activations(model: SpeechLM, which: tuple[str, ...]) -> None:
+    parts: dict[str, Any] = {"llm": model.llm, "encoder": model.encoder.whisper}
+    for name in which:
+        parts[name].gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def _resume(run: Run) -> None:
+    """Go on from the newest valid checkpoint: rank 0 chooses, all load."""
+    newest = together(lambda: checkpoint.newest_valid(run.checkpoints))
+    if newest is None:
+        return
+    state = checkpoint.read_state(newest)
+    if state.world_size != dist.get_world_size():
+        raise ValueError(
+            f"{newest} was written by {state.world_size} ranks, this job has {dist.get_world_size()}; start as many"
+        )
+    refuse_other_weights(state.frozen, run.stage.model.frozen, str(newest))
+    # Read as a recipe of today: a field that came later has its default on both sides.
+    before, now = TrainRecipe.model_validate(state.recipe).model_dump(), run.recipe.model_dump()
+    changes = [
+        change
+        for key in ("model", "stage", "data", "optim")
+        for change in checkpoint.changed_fields(before[key], now[key], f"{key}.")
+    ]
+    if changes or state.plan_hash != run.plan.hash:
+        what = "; ".join(changes) or f"the shard set {run.recipe.data.shards}"
+        raise ValueError(f"{newest} belongs to another recipe ({what}); undo the change or choose another run folder")
+    checkpoint.load(run.engine, newest)
+    run.step = state.step
+    if dist.get_rank() == 0:
+        print(f"going on from {newest}", flush=True)
