@@ -27,7 +27,7 @@ def test_samples_are_loud_from_the_first_to_the_last(speech: Speech) -> None:
 
 def test_the_words_are_marked_in_order_within_the_clip(speech: Speech) -> None:
     words = [mark for mark in speech.marks if mark.kind == "word"]
-    assert [mark.name for mark in words] == TEXT.lower().split()
+    assert [mark.name for mark in words] == TEXT.split()
     assert words[0].start_s == 0
     assert all(before.start_s < after.start_s for before, after in pairwise(words))
     assert words[-1].start_s < len(speech.samples) / SAMPLE_RATE
