@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,6 +36,8 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of the console script. `--debug` may stand anywhere."""
+    # Threads of torch that wait busily make a small model ten times slower as soon as anything else wants a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = sys.argv[1:]
     debug = [argument for argument in arguments if argument == "--debug"]
     app(args=debug + [argument for argument in arguments if argument != "--debug"], prog_name="blsp")
