@@ -273,7 +273,8 @@ class TestTheWholeMethod:
 
     def test_chat_answered(self, finished: Finished) -> None:
         _, _, after = finished.printed.partition("$ blsp chat ")
-        answer = re.search(r"^test-000-sad\.flac \((?:neutral|happy|angry|sad|surprise)\)\s*\n(.+)$", after, re.M)
+        heard = r"^test-000-sad\.flac\s*\nsounds (?:neutral|happy|angry|sad|surprise) \(\d+%\)\s*\n(.+)$"
+        answer = re.search(heard, after, re.M)
         assert answer is not None
         assert len(answer[1].split()) >= 3
 
