@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from blsp.adapter import ConvAdapter
 from blsp.encoder import SpeechEncoder, load_whisper_encoder
@@ -44,7 +44,9 @@ class SpeechLM(nn.Module):
     partitions nor gathers nor saves it.
     """
 
-    def __init__(self, config: ModelSection, llm: nn.Module, encoder: SpeechEncoder, template: ChatTemplate) -> None:
+    def __init__(
+        self, config: ModelSection, llm: PreTrainedModel, encoder: SpeechEncoder, template: ChatTemplate
+    ) -> None:
         super().__init__()
         self.config = config
         self.template = template
@@ -52,7 +54,8 @@ class SpeechLM(nn.Module):
         encoder.requires_grad_(False)
         object.__setattr__(self, "llm", llm)
         object.__setattr__(self, "encoder", encoder)
-        embeddings = llm.get_input_embeddings().weight  # type: ignore[operator]
+        embeddings = llm.get_input_embeddings().weight
+        assert isinstance(embeddings, Tensor)
         llm_width = embeddings.shape[1]
         adapter = ConvAdapter(encoder.width, llm_width, config.adapter.bottleneck)
         # Speech must arrive at the scale that the LLM's own embeddings have.
@@ -79,7 +82,7 @@ class SpeechLM(nn.Module):
         self.exported_parts: set[str] = set()
         self.frozen = frozen_weights(config.llm, config.revision, config.encoder)
 
-    llm: nn.Module
+    llm: PreTrainedModel
     encoder: SpeechEncoder
 
     @classmethod
@@ -88,7 +91,7 @@ class SpeechLM(nn.Module):
         dtype = getattr(torch, config.dtype)
         tokenizer = AutoTokenizer.from_pretrained(config.llm, revision=config.revision, trust_remote_code=False)
         # Straight to the device: eight ranks of a host need not hold eight copies in its memory.
-        llm: nn.Module = AutoModelForCausalLM.from_pretrained(
+        llm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             config.llm, revision=config.revision, dtype=dtype, trust_remote_code=False,
             attn_implementation=attention_implementation(device, dtype), device_map={"": device},
         )  # fmt: skip
@@ -159,7 +162,7 @@ class SpeechLM(nn.Module):
 
     def _decode(self, embeddings: Tensor, position_ids: Tensor, lengths: list[int]) -> Tensor:
         """The LLM's last hidden states over packed sequences: [T, H] -> [T, H]."""
-        decoder: _Decoder = self.llm.get_decoder()  # type: ignore[operator]
+        decoder: _Decoder = self.llm.get_decoder()
         where = bounds(lengths, embeddings.device)
         output = decoder(inputs_embeds=embeddings[None], position_ids=position_ids[None], use_cache=False, **where)
         hidden: Tensor = output.last_hidden_state[0]
@@ -167,8 +170,8 @@ class SpeechLM(nn.Module):
 
     def forward(self, batch: Batch, stage: StageSection) -> Losses:
         """A stage's losses over one micro-batch, as sums; `total` is weighted and divided by the planned counts."""
-        embed = self.llm.get_input_embeddings()  # type: ignore[operator]
-        head = self.llm.get_output_embeddings()  # type: ignore[operator]
+        embed = self.llm.get_input_embeddings()
+        head = self.llm.get_output_embeddings()
         teacher = None
         if "kl" in stage.losses:
             self.gate.close()
@@ -202,7 +205,7 @@ class SpeechLM(nn.Module):
         """Greedy answers to clips (int16, 16 kHz mono) under one prompt, as one left-padded batch."""
         device = next(self.llm.parameters()).device
         speech, lengths = self.hear(*pack(waveforms, device))
-        embed = self.llm.get_input_embeddings()  # type: ignore[operator]
+        embed = self.llm.get_input_embeddings()
         prefix, suffix = (
             embed(torch.tensor(ids, device=device)) for ids in (self.template.prefix(prompt), self.template.suffix())
         )
@@ -227,7 +230,7 @@ class SpeechLM(nn.Module):
         """Greedy answer to typed words: the LLM as it was before it learnt to hear, with LoRA closed."""
         device = next(self.llm.parameters()).device
         ids = self.template.prefix(prompt) + self.template.encode(text) + self.template.suffix()
-        embeddings = self.llm.get_input_embeddings()(torch.tensor([ids], device=device))  # type: ignore[operator]
+        embeddings = self.llm.get_input_embeddings()(torch.tensor([ids], device=device))
         self.gate.close()
         return self._write(embeddings, torch.ones_like(embeddings[..., 0], dtype=torch.int64), max_new_tokens)[0]
 
@@ -235,10 +238,11 @@ class SpeechLM(nn.Module):
         """[n, T, H], [n, T] -> n greedy answers. The gate is as the caller set it."""
         end = self.template.end_of_turn_id
         # Not the LLM's own file of settings: it may ask for sampling or a repetition penalty.
-        self.llm.generation_config = GenerationConfig(  # type: ignore[assignment]
+        self.llm.generation_config = GenerationConfig(
             do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=end, pad_token_id=end
         )
-        ids = self.llm.generate(inputs_embeds=embeddings, attention_mask=attention_mask)  # type: ignore[operator]
+        llm: Any = self.llm  # transformers' types leave `generate` out
+        ids = llm.generate(inputs_embeds=embeddings, attention_mask=attention_mask)
         return [self.template.decode(row) for row in ids.tolist()]
 
     @torch.inference_mode()
