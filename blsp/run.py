@@ -25,9 +25,10 @@ from cluster.files import write_atomically
 from cluster.ports import free_port
 from shards.audio import SAMPLE_RATE
 from shards.collate import Batch, Collator
-from shards.index import ShardSet, token_counts
 from shards.plan import Plan, sample_costs
 from shards.reader import Reader
+from shards.shard_set import ShardSet
+from shards.tokens import token_counts
 
 OnStep = Callable[[int, int, str], None]  # steps done, steps in all, a few words
 

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shards.audio import SAMPLE_RATE
-from shards.index import Sample
 from shards.prompts import PROMPTS, TRAINED_UNDER, ChatTemplate
 from shards.sample import EMOTIONS
+from shards.shard_set import Sample
 
 TASKS = (*TRAINED_UNDER.values(), "identify")
 IGNORED_EMOTION = -100

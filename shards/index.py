@@ -1,189 +1,197 @@
-"""A finished shard set, any sample one `pread` away.
+"""What a shard set says of itself: dataset.json and one index per tar, both checked before anything is believed.
 
-    dataset.json                  identity, counts, provenance, the shards in order; written last
+    dataset.json                    identity, counts, provenance, the shards in order; written last
     shards/000003-1f2e3d4c5b6a.tar  plain WebDataset: key.flac, key.json
     index/000003-1f2e3d4c5b6a.npy   one INDEX_ROW per sample of that tar
-    tokens/<template>.npy         token counts for one tokenizer, made on first use
+    tokens/<template>/000003-1f2e3d4c5b6a.npy   token counts for one tokenizer and its chat template
 
 Readers open what dataset.json names and nothing else: leftovers of killed runs do not exist for them.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
-import os
+import re
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from cluster.files import write_atomically
-from shards.audio import AudioError, decode_flac
-from shards.prompts import ChatTemplate
-from shards.sample import Continuation, Utterance
+from shards.sample import EMOTIONS
+from shards.store import Store
 
-FORMAT = 1
+FORMAT = 2
+OWN_TAR = -1  # as `audio_file`: the audio lies in the tar that the row is the index of
+MAX_RECORD_BYTES = 256 * 2**10
+MAX_AUDIO_BYTES = 64 * 2**20
 INDEX_ROW = np.dtype(
     [
-        ("id_hash", "<u8"),  # of the utterance's id; keys every random draw
-        ("flac_offset", "<u8"), ("flac_size", "<u4"), ("flac_crc32", "<u4"),
+        ("id_hash", "<u8"),  # name_hash of the utterance's id; keys every random draw
+        ("corpus", "<u8"), ("speaker", "<u8"),  # name_hash of each; 0 for no speaker
+        ("audio_file", "<i4"),  # OWN_TAR, or a position in `audio_files` of dataset.json
+        ("audio_offset", "<u8"), ("audio_size", "<u4"), ("audio_crc32", "<u4"), ("num_samples", "<u4"),
         ("json_offset", "<u8"), ("json_size", "<u4"), ("json_crc32", "<u4"),
-        ("num_samples", "<u4"),
         ("emotion", "i1"),  # position in EMOTIONS, -1 for none
     ]
 )  # fmt: skip
-_ROW = np.dtype([("shard", "<u4"), *INDEX_ROW.descr])
-TOKEN_COUNTS = np.dtype([("num_text_tokens", "<u4"), ("num_response_tokens", "<u4")])
 
-_MAX_OPEN_SHARDS = 64
-
-
-def id_hash(utterance_id: str) -> int:
-    """64 bits that spread ids evenly: the order of samples in shards and every random draw depend on it."""
-    return int.from_bytes(hashlib.blake2b(utterance_id.encode(), digest_size=8).digest(), "little")
+_DATASET = "dataset.json"
+_MAX_DATASET_BYTES = 256 * 2**20
+_NPY_HEADER_BYTES = 4096
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}")
 
 
-class CorruptSample(ValueError):
-    """A sample whose bytes are not those that were written; names the shard and the row."""
+def name_hash(name: str | None) -> int:
+    """64 bits that spread ids evenly: the order of samples in shards and every random draw depend on it. 0 for None."""
+    if name is None:
+        return 0
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One utterance with what the LLM wrote for it. `waveform` is int16 [num_samples] at 16 kHz."""
+class Shard:
+    """One tar of a set. `bytes` is its size, `index_crc32` that of its index file."""
 
-    utterance: Utterance
-    continuation: Continuation
-    waveform: NDArray[np.int16]
-
-
-class ShardSet:
-    """The samples of a folder that `blsp shard` finished. `rows` is the whole index with a column `shard`."""
-
-    def __init__(self, path: Path, description: dict[str, Any], rows: NDArray[np.void]) -> None:
-        self.path = path
-        self.rows = rows
-        self.dataset_id: str = description["dataset_id"]
-        self.prompt: str = description["prompt"]
-        self._shards = [path / "shards" / f"{shard['name']}.tar" for shard in description["shards"]]
-        self._open_files: dict[int, int] = {}
-
-    @classmethod
-    def open(cls, path: Path) -> Self:
-        """Raises ValueError, with the remedy, for a folder that is unfinished, damaged or no shard set."""
-        try:
-            description = json.loads((path / "dataset.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            if (path / "job.json").is_file():
-                raise ValueError(f"{path}: unfinished; run the same `blsp shard` again, it goes on") from None
-            raise ValueError(f"{path}: not a shard set; make one with `blsp shard RECIPE`") from None
-        except ValueError as error:
-            raise ValueError(f"{path / 'dataset.json'}: damaged ({error}); make the shard set again") from None
-        if description.get("format") != FORMAT:
-            raise ValueError(
-                f"{path}: format {description.get('format')!r}, this version reads {FORMAT}; make it again"
-            )
-        parts = []
-        for number, shard in enumerate(description["shards"]):
-            parts.append(np.empty(shard["rows"], _ROW))
-            parts[-1]["shard"] = number
-            index = _read_index(path, shard)
-            for name in INDEX_ROW.names or ():
-                parts[-1][name] = index[name]
-        return cls(path, description, np.concatenate(parts))
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def read(self, row: int) -> Sample:
-        """Raises CorruptSample when the bytes are not those written; OSError when they cannot be read at all."""
-        entry = self.rows[row]
-        start = int(entry["flac_offset"])
-        data = self._pread(row, start, int(entry["json_offset"]) + int(entry["json_size"]) - start)
-        flac, record = data[: entry["flac_size"]], data[int(entry["json_offset"]) - start :]
-        if zlib.crc32(flac) != entry["flac_crc32"]:
-            raise CorruptSample(f"{self._where(row)}: the audio fails its checksum")
-        utterance, continuation = self._parse(row, record)
-        try:
-            return Sample(utterance, continuation, decode_flac(flac))
-        except AudioError as error:
-            raise CorruptSample(f"{self._where(row)}: {error}") from None
-
-    def record(self, row: int) -> tuple[Utterance, Continuation]:
-        """The sample without its audio. Raises as `read`."""
-        entry = self.rows[row]
-        return self._parse(row, self._pread(row, int(entry["json_offset"]), int(entry["json_size"])))
-
-    def _parse(self, row: int, data: bytes) -> tuple[Utterance, Continuation]:
-        if zlib.crc32(data) != self.rows[row]["json_crc32"]:
-            raise CorruptSample(f"{self._where(row)}: the record fails its checksum")
-        record = json.loads(data)
-        continuation = Continuation.from_json(record.pop("continuation"))
-        return Utterance.from_json(record), continuation
-
-    def _pread(self, row: int, offset: int, size: int) -> bytes:
-        shard = int(self.rows[row]["shard"])
-        if shard not in self._open_files:
-            if len(self._open_files) >= _MAX_OPEN_SHARDS:
-                os.close(self._open_files.pop(next(iter(self._open_files))))
-            self._open_files[shard] = os.open(self._shards[shard], os.O_RDONLY)
-        data = os.pread(self._open_files[shard], size, offset)
-        if len(data) != size:
-            raise CorruptSample(f"{self._where(row)}: the shard ends inside this sample")
-        return data
-
-    def _where(self, row: int) -> str:
-        shard = int(self.rows[row]["shard"])
-        first = int(np.searchsorted(self.rows["shard"], shard))
-        return f"{self._shards[shard]} row {row - first}"
-
-    def __del__(self) -> None:
-        for descriptor in getattr(self, "_open_files", {}).values():
-            os.close(descriptor)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open_files": {}}  # a file descriptor means nothing in another process
+    name: str
+    rows: int
+    bytes: int
+    num_samples: int
+    index_crc32: int
 
 
-def _read_index(path: Path, shard: dict[str, Any]) -> NDArray[np.void]:
-    """The index of one shard, checked against dataset.json and the size of the tar."""
-    tar, index = path / "shards" / f"{shard['name']}.tar", path / "index" / f"{shard['name']}.npy"
+@dataclass(frozen=True)
+class AudioFile:
+    """A tar outside of the set in which audio lies: a path relative to the set's root, an absolute one, or a URL."""
+
+    path: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Description:
+    """What of dataset.json reading depends on. `prompt` is None for a set without continuations."""
+
+    dataset_id: str
+    prompt: str | None
+    corpora: tuple[str, ...]
+    shards: tuple[Shard, ...]
+    audio_files: tuple[AudioFile, ...]
+
+
+def dataset_id(shards: list[Shard]) -> str:
+    """16 hex digits that name the content: every tar's bytes (their hash is in its name) and every index."""
+    content = json.dumps([[shard.name, shard.rows, shard.index_crc32] for shard in shards])
+    return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+
+
+def read_description(store: Store) -> Description:
+    """Raises ValueError, with the remedy, for a root that is unfinished, damaged or no shard set."""
     try:
-        size = tar.stat().st_size
-        rows: NDArray[np.void] = np.load(index, allow_pickle=False)
+        if store.size(_DATASET) > _MAX_DATASET_BYTES:
+            raise ValueError("too large for what it says")
+        record = json.loads(store.read(_DATASET).decode())
+        if not isinstance(record, dict):
+            raise ValueError("not a JSON object")
+    except FileNotFoundError:
+        if "job.json" in store.names(""):
+            raise ValueError(f"{store.url}: unfinished; run the same `blsp shard` again, it goes on") from None
+        raise ValueError(f"{store.url}: not a shard set; make one with `blsp shard RECIPE`") from None
+    except (ValueError, RecursionError) as error:
+        raise _damaged(store, error) from None
+    if record.get("format") != FORMAT:
+        raise ValueError(
+            f"{store.url}: format {record.get('format')!r}, this version reads {FORMAT}; make the shard set again"
+        )
+    try:
+        return _parse(record)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(store, error) from None
+
+
+def _damaged(store: Store, error: Exception) -> ValueError:
+    what = f"no {error}" if isinstance(error, KeyError) else str(error)
+    return ValueError(f"{store.url}/{_DATASET}: damaged ({what}); copy the shard set again, or make it again")
+
+
+def _parse(record: dict[str, Any]) -> Description:
+    shards = tuple(
+        Shard(*(_typed(shard, key, str if key == "name" else int) for key in Shard.__dataclass_fields__))
+        for shard in record["shards"]
+    )
+    for shard in shards:
+        if not _NAME.fullmatch(shard.name):
+            raise ValueError(f"{shard.name!r} is no name of a shard")
+    files = tuple(AudioFile(_typed(file, "path", str), _typed(file, "bytes", int)) for file in record["audio_files"])
+    corpora = tuple(dict.fromkeys(_typed(corpus, "corpus", str) for corpus in record["corpora"]))
+    prompt = None if record["prompt"] is None else _typed(record, "prompt", str)
+    return Description(_typed(record, "dataset_id", str), prompt, corpora, shards, files)
+
+
+def _typed(record: Any, key: str, kind: type) -> Any:
+    value = record[key]
+    if type(value) is not kind or (isinstance(value, int) and value < 0):
+        raise ValueError(f"{key} is {value!r}")
+    return value
+
+
+def encode_array(array: NDArray[np.void]) -> bytes:
+    """The array as an .npy file."""
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
+    return content.getvalue()
+
+
+def decode_array(data: bytes, dtype: DTypeLike, num_rows: int) -> NDArray[np.void]:
+    """The array of an .npy file. Raises ValueError when it is not one of that type and length; nothing is unpickled."""
+    if len(data) > num_rows * np.dtype(dtype).itemsize + _NPY_HEADER_BYTES:
+        raise ValueError(f"{len(data)} bytes are too many for {num_rows} rows")
+    try:
+        array: NDArray[np.void] = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, OSError, SyntaxError, TypeError, MemoryError) as error:
+        raise ValueError(str(error) or type(error).__name__) from None
+    if array.dtype != dtype or array.shape != (num_rows,):
+        raise ValueError(f"{array.dtype.itemsize}-byte rows of shape {array.shape}, expected {num_rows} rows")
+    return array
+
+
+def read_index(store: Store, description: Description, shard: Shard) -> NDArray[np.void]:
+    """INDEX_ROW [shard.rows], checked against dataset.json, the tar's size and what a row may say.
+
+    Raises ValueError for a missing or damaged file.
+    """
+    tar, index = f"shards/{shard.name}.tar", f"index/{shard.name}.npy"
+    try:
+        size = store.size(tar)
+        data = store.read(index)
     except FileNotFoundError as error:
         raise ValueError(f"{error.filename}: is missing; copy the shard set again, or make it again") from None
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{index}: damaged ({error}); copy the shard set again, or make it again") from None
-    if size != shard["bytes"]:
-        raise ValueError(f"{tar}: {size} bytes, written were {shard['bytes']}; copy the shard set again")
-    if rows.dtype != INDEX_ROW or len(rows) != shard["rows"]:
-        raise ValueError(f"{index}: not the index of {tar.name}; copy the shard set again, or make it again")
+    if size != shard.bytes:
+        raise ValueError(f"{store.url}/{tar}: {size} bytes, written were {shard.bytes}; copy the shard set again")
+    try:
+        if zlib.crc32(data) != shard.index_crc32:
+            raise ValueError("it fails its checksum")
+        rows = decode_array(data, INDEX_ROW, shard.rows)
+        _check_rows(rows, shard, description.audio_files)
+    except ValueError as error:
+        raise ValueError(
+            f"{store.url}/{index}: damaged ({error}); copy the shard set again, or make it again"
+        ) from None
     return rows
 
 
-def token_counts(shard_set: ShardSet, template: ChatTemplate) -> NDArray[np.void]:
-    """TOKEN_COUNTS [len(shard_set)]: tokens of each transcript and of each response, end of turn included.
-
-    Counted once per tokenizer and kept in the shard set; where that folder is read-only they are counted each time.
-    """
-    path = shard_set.path / "tokens" / f"{template.fingerprint}.npy"
-    if path.is_file():
-        counts: NDArray[np.void] = np.load(path, allow_pickle=False)
-        if counts.dtype == TOKEN_COUNTS and len(counts) == len(shard_set):
-            return counts
-    counts = np.empty(len(shard_set), TOKEN_COUNTS)
-    for row in range(len(shard_set)):
-        utterance, continuation = shard_set.record(row)
-        response = template.response(continuation.text, continuation.finished)
-        counts[row] = (len(template.encode(utterance.text)), len(response))
-    content = io.BytesIO()
-    np.save(content, counts, allow_pickle=False)
-    with contextlib.suppress(OSError):  # a read-only or full disk costs time, not correctness
-        write_atomically(path, content.getvalue())
-    return counts
+def _check_rows(rows: NDArray[np.void], shard: Shard, audio_files: tuple[AudioFile, ...]) -> None:
+    sizes = np.array([*(file.bytes for file in audio_files), shard.bytes], np.uint64)  # OWN_TAR is the last
+    inside = (rows["audio_file"] >= OWN_TAR) & (rows["audio_file"] < len(audio_files))
+    inside &= rows["audio_offset"] < np.uint64(2**62)  # so that no sum below overflows
+    inside &= rows["json_offset"] < np.uint64(2**62)
+    file_sizes = sizes[np.where(inside, rows["audio_file"], OWN_TAR)]
+    inside &= rows["audio_offset"] + rows["audio_size"] <= file_sizes
+    inside &= rows["json_offset"] + rows["json_size"] <= np.uint64(shard.bytes)
+    inside &= (rows["audio_size"] <= MAX_AUDIO_BYTES) & (rows["json_size"] <= MAX_RECORD_BYTES)
+    inside &= (rows["emotion"] >= -1) & (rows["emotion"] < len(EMOTIONS)) & (rows["num_samples"] > 0)
+    if not inside.all():
+        raise ValueError(f"row {int(np.argmin(inside))} points outside of its file")

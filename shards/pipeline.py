@@ -21,7 +21,7 @@ from cluster.files import write_atomically
 from cluster.lock import folder_lock
 from shards.actors import run_tasks
 from shards.audio import SAMPLE_RATE
-from shards.index import FORMAT
+from shards.index import FORMAT, Shard, dataset_id
 from shards.manifest import Reject, portable_path, read_manifest, write_rejects
 from shards.prompts import PROMPTS, TRAINED_UNDER
 from shards.tasks import (
@@ -213,12 +213,12 @@ def _finish(job: ShardJob, commits: Sequence[Commit], clips: Sequence[Clip], dup
     if duplicates:
         write_rejects(job.out / "rejects" / "duplicates.jsonl", duplicates)
     shards = [
-        {"name": commit.name, "rows": commit.rows, "bytes": commit.bytes, "num_samples": commit.num_samples}
+        Shard(commit.name, commit.rows, commit.bytes, commit.num_samples, commit.index_crc32)
         for commit in commits
         if commit.name
     ]
     summary = Summary(
-        dataset_id=hashlib.blake2b(json.dumps(shards).encode(), digest_size=8).hexdigest(),
+        dataset_id=dataset_id(shards),
         inputs=len(clips) + len(duplicates),
         written=written,
         rejected=dict(rejected.most_common()),
@@ -234,7 +234,8 @@ def _finish(job: ShardJob, commits: Sequence[Commit], clips: Sequence[Clip], dup
         "corpora": [{"corpus": c, "licence": licence, "clips": n} for (c, licence), n in licences.items()],
         "versions": {package: importlib.metadata.version(package) for package in _PACKAGES},
         "job": json.loads((job.out / "job.json").read_text(encoding="utf-8")),
-        "shards": shards,
+        "audio_files": [],
+        "shards": [dataclasses.asdict(shard) for shard in shards],
     }
     if not (job.out / "dataset.json").exists():
         write_atomically(job.out / "dataset.json", json.dumps(description, indent=1, ensure_ascii=False).encode())

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from shards.collate import Batch, Collator
-from shards.index import CorruptSample, Sample, ShardSet, token_counts
 from shards.plan import Plan
 from shards.prompts import TRAINED_UNDER
 from shards.sample import EMOTIONS
+from shards.shard_set import CorruptSample, Sample, ShardSet, no_continuations
+from shards.tokens import token_counts
 
 _log = logging.getLogger(__name__)
 
@@ -118,18 +119,20 @@ class Reader:
 
 
 def _check_tasks(shard_set: ShardSet, collator: Collator) -> None:
+    if shard_set.prompt is None:
+        raise ValueError(no_continuations(shard_set.url))
     trained = TRAINED_UNDER[shard_set.prompt]
     for task in collator.tasks:
         if task not in (trained, "identify"):
             writing = next(prompt for prompt, under in TRAINED_UNDER.items() if under == task)
             raise ValueError(
-                f"{shard_set.path}: its continuations were written under {shard_set.prompt!r} and train {trained!r}, "
+                f"{shard_set.url}: its continuations were written under {shard_set.prompt!r} and train {trained!r}, "
                 f"not {task!r}; make shards with writer.prompt={writing}, or train {trained!r}"
             )
     unlabelled = int((shard_set.rows["emotion"] < 0).sum())
     if "identify" in collator.tasks and unlabelled:
         raise ValueError(
-            f"{shard_set.path}: {unlabelled} of {len(shard_set)} clips have no emotion label, which the prompt "
+            f"{shard_set.url}: {unlabelled} of {len(shard_set)} clips have no emotion label, which the prompt "
             "'identify' needs; use shards of emotion corpora only, or leave 'identify' out"
         )
 

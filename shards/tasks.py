@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import hashlib
-import io
 import json
 import os
 import uuid
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from cluster.files import sync_folder, write_atomically
 from shards.audio import AudioError, encode_flac, load_audio
-from shards.index import id_hash
+from shards.index import encode_array, name_hash
 from shards.manifest import Reject, write_rejects
 from shards.prompts import PROMPTS
 from shards.sample import Continuation, Utterance
@@ -64,6 +61,7 @@ class Commit:
     name: str | None
     rows: int
     bytes: int
+    index_crc32: int
     num_samples: int
     rejected: dict[str, int]
     writer: str | None
@@ -76,7 +74,7 @@ class Commit:
 
 def plan_tasks(clips: Iterable[Clip], clips_per_shard: int) -> list[Task]:
     """The clips in the order of their id's hash, so that every shard is a fair mixture of all corpora."""
-    ordered = sorted(clips, key=lambda clip: (id_hash(clip.utterance.id), clip.utterance.id))
+    ordered = sorted(clips, key=lambda clip: (name_hash(clip.utterance.id), clip.utterance.id))
     starts = range(0, len(ordered), clips_per_shard)
     return [Task(i, tuple(ordered[start : start + clips_per_shard])) for i, start in enumerate(starts)]
 
@@ -123,14 +121,11 @@ def _write_and_commit(
     tar, index = attempt.with_suffix(".tar"), attempt.with_suffix(".npy")
     with TarShard(tar) as shard:
         rejects = _fill(shard, task, prompt, continuations)
-    rows, size, name = shard.index, tar.stat().st_size, None
+    rows, size, name, content = shard.index, tar.stat().st_size, None, b""
     if len(rows):
-        with tar.open("rb") as file:
-            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=6)).hexdigest()
-        name = f"{task.number:06d}-{digest}"
-        content = io.BytesIO()
-        np.save(content, rows, allow_pickle=False)
-        write_atomically(index, content.getvalue())
+        name = f"{task.number:06d}-{shard.digest}"
+        content = encode_array(rows)
+        write_atomically(index, content)
         for source, final in ((tar, out / "shards" / f"{name}.tar"), (index, out / "index" / f"{name}.npy")):
             source.rename(final)
             sync_folder(final.parent)
@@ -140,6 +135,7 @@ def _write_and_commit(
         name=name,
         rows=len(rows),
         bytes=size if name else 0,
+        index_crc32=zlib.crc32(content),
         num_samples=int(rows["num_samples"].sum()),
         rejected=dict(sorted(Counter(reject.reason for reject in rejects).items())),
         writer=continuations[0].writer if continuations else None,

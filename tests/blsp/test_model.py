@@ -17,8 +17,8 @@ from blsp.model import SpeechLM
 from blsp.recipe import ModelSection, StageSection
 from blsp.run import Stage
 from shards.collate import Batch, Collator
-from shards.index import Sample
 from shards.sample import EMOTIONS, Continuation, Utterance
+from shards.shard_set import Sample
 from tests.blsp.tiny import CPU, LORA, STAGE_1, STAGE_2, clip, make_encoder, model_section
 
 LENGTHS = [5000, 16000, 9000, 12345, 7000, 30000]

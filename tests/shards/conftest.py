@@ -13,10 +13,10 @@ import soundfile
 
 from shards import pipeline
 from shards.corpora import build_manifest
-from shards.index import ShardSet
 from shards.pipeline import Progress, ShardJob, Summary
 from shards.prompts import ChatTemplate
 from shards.sample import EMOTIONS, Continuation
+from shards.shard_set import ShardSet
 from shards.tasks import Commit, Task, requests, write_task
 from shards.writers import Request, Writer
 

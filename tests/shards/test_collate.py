@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from shards.collate import FILLER_ID, IGNORED_EMOTION, Batch, Collator
-from shards.index import Sample
 from shards.prompts import ChatTemplate
 from shards.sample import EMOTIONS, Continuation, Utterance
+from shards.shard_set import Sample
 
 
 def speech_tokens(num_samples: int) -> int:

@@ -15,9 +15,9 @@ from types import SimpleNamespace
 import pytest
 
 from cluster.lock import folder_lock
-from shards.index import ShardSet
 from shards.pipeline import Progress, ShardJob, Summary, write_shards
 from shards.sample import Continuation
+from shards.shard_set import ShardSet
 from shards.writers import Request, Writer
 
 Make = Callable[..., Summary]

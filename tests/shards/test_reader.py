@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from shards.collate import FILLER_ID, Batch, Collator
-from shards.index import ShardSet, token_counts
 from shards.pipeline import ShardJob, Summary
 from shards.plan import Plan, sample_costs
 from shards.prompts import ChatTemplate
 from shards.reader import Reader
+from shards.shard_set import ShardSet
+from shards.tokens import token_counts
 
 NUM_STEPS = 7  # an epoch and a half
 
@@ -107,9 +108,9 @@ def test_more_micro_batches_than_clips_are_fillers(shard_set: ShardSet, template
 def test_a_corrupt_sample_has_weight_0_and_one_line_in_the_log(
     shard_set: ShardSet, template: ChatTemplate, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tar = sorted((shard_set.path / "shards").iterdir())[0]
+    tar = sorted((Path(shard_set.url) / "shards").iterdir())[0]
     data = bytearray(tar.read_bytes())
-    data[int(shard_set.rows[0]["flac_offset"]) + 50] ^= 1
+    data[int(shard_set.rows[0]["audio_offset"]) + 50] ^= 1
     tar.write_bytes(data)
     lost, _ = shard_set.record(0)
     (reader,) = readers(shard_set, template, 1, micro_batches=1)

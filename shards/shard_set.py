@@ -1,0 +1,202 @@
+"""Finished shard sets, any sample one read away: the audio and the record of a row, wherever each of them lies."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.audio import AudioError, decode_flac
+from shards.index import INDEX_ROW, OWN_TAR, Description, Shard, name_hash, read_description, read_index
+from shards.sample import Continuation, Utterance
+from shards.store import Range, Store, open_store
+
+_ROW = np.dtype([("shard", "<u4"), *INDEX_ROW.descr])
+
+
+def no_continuations(url: str) -> str:
+    """Why this set trains nothing, and what helps."""
+    return f"{url}: holds no continuations; write some with `base: {url}` in a shard recipe"
+
+
+class CorruptSample(ValueError):
+    """A sample whose bytes are not those that were written; names the shard and the row."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One utterance with what the LLM wrote for it. `waveform` is int16 [num_samples] at 16 kHz."""
+
+    utterance: Utterance
+    continuation: Continuation
+    waveform: NDArray[np.int16]
+
+
+@dataclass(frozen=True)
+class _File:
+    store: Store
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.store.url}/{self.name}" if "://" not in self.name else self.name
+
+
+class ShardSet:
+    """The samples of one or more shard sets, read as one.
+
+    `rows` are all indexes, end to end, with a column `shard`; `corpora` the name of each corpus with its hash in
+    `rows`; `prompt` the one that the continuations were written under, None when there are none.
+    """
+
+    def __init__(self, stores: Sequence[Store], descriptions: Sequence[Description]) -> None:
+        """Raises ValueError for a damaged index, or sets that do not go together."""
+        self.url = ", ".join(store.url for store in stores)
+        self.dataset_id = "+".join(description.dataset_id for description in descriptions)
+        self.prompt = descriptions[0].prompt
+        self.corpora = {name: name_hash(name) for description in descriptions for name in description.corpora}
+        self.shards: list[tuple[Store, Shard]] = []
+        self._audio_files: list[_File] = []
+        parts = []
+        for store, description in zip(stores, descriptions, strict=True):
+            if description.prompt != self.prompt:
+                raise ValueError(
+                    f"{store.url}: its continuations were written under {description.prompt!r}, those of "
+                    f"{stores[0].url} under {self.prompt!r}; only sets of one prompt can be read together"
+                )
+            for shard in description.shards:
+                parts.append(np.empty(shard.rows, _ROW))
+                parts[-1]["shard"] = len(self.shards)
+                index = read_index(store, description, shard)
+                index["audio_file"][index["audio_file"] != OWN_TAR] += len(self._audio_files)
+                for name in INDEX_ROW.names or ():
+                    parts[-1][name] = index[name]
+                self.shards.append((store, shard))
+            self._audio_files += [_audio_file(store, file.path) for file in description.audio_files]
+        self.rows: NDArray[np.void] = np.concatenate(parts) if parts else np.empty(0, _ROW)
+        hashes = self.rows["id_hash"]
+        if len(stores) > 1 and len(np.unique(hashes)) < len(hashes):
+            raise ValueError(f"{self.url}: some utterances are in more than one of these sets; name each set once")
+
+    @classmethod
+    def open(cls, *roots: str | Path) -> Self:
+        """Raises ValueError, with the remedy, for a root that is unfinished, damaged or no shard set."""
+        stores = [open_store(root) for root in roots]
+        return cls(stores, [read_description(store) for store in stores])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, row: int) -> Sample:
+        """Raises CorruptSample when the bytes are not those written; OSError when they cannot be read at all."""
+        sample = self.read_many([row])[0]
+        if isinstance(sample, CorruptSample):
+            raise sample
+        return sample
+
+    def read_many(self, rows: Sequence[int]) -> list[Sample | CorruptSample]:
+        """The samples of several rows, fetched together; a corrupt one is returned, not raised.
+
+        Raises OSError when a store cannot be read, and ValueError for a set without continuations.
+        """
+        return [self._sample(row, audio, record) for row, (audio, record) in zip(rows, self._fetch(rows), strict=True)]
+
+    def record(self, row: int) -> tuple[Utterance, Continuation | None]:
+        """The sample without its audio. Raises as `read`."""
+        (data,) = self._read_ranges([self._json_range(row)])
+        return self._parse(row, data)
+
+    def audio_bytes(self, row: int) -> bytes:
+        """The sample's audio as a FLAC file. Raises as `read`."""
+        (data,) = self._read_ranges([self._audio_range(row)])
+        self._check(row, data, "audio")
+        return data
+
+    def where(self, row: int) -> str:
+        """The tar and the row within it, for messages."""
+        return f"{self._tar(row)} row {row - int(np.searchsorted(self.rows['shard'], self.rows[row]['shard']))}"
+
+    def _sample(self, row: int, audio: bytes, record: bytes) -> Sample | CorruptSample:
+        try:
+            try:
+                self._check(row, audio, "audio")
+                utterance, continuation = self._parse(row, record)
+            except CorruptSample:  # once more, alone: a network can garble what the disk holds intact
+                audio, (utterance, continuation) = self.audio_bytes(row), self.record(row)
+            waveform = decode_flac(audio)
+            if len(waveform) != self.rows[row]["num_samples"]:
+                raise AudioError("unreadable", f"{len(waveform)} samples, not {self.rows[row]['num_samples']}")
+        except CorruptSample as error:
+            return error
+        except AudioError as error:
+            return CorruptSample(f"{self.where(row)}: {error}")
+        if continuation is None:
+            raise ValueError(no_continuations(self.url))
+        return Sample(utterance, continuation, waveform)
+
+    def _parse(self, row: int, data: bytes) -> tuple[Utterance, Continuation | None]:
+        self._check(row, data, "json")
+        record = json.loads(data)
+        continuation = record.pop("continuation", None)
+        return Utterance.from_json(record), continuation and Continuation.from_json(continuation)
+
+    def _check(self, row: int, data: bytes, part: str) -> None:
+        what = {"audio": "audio", "json": "record"}[part]
+        if len(data) != self.rows[row][f"{part}_size"]:
+            raise CorruptSample(f"{self.where(row)}: the file ends inside the {what}")
+        if zlib.crc32(data) != self.rows[row][f"{part}_crc32"]:
+            raise CorruptSample(f"{self.where(row)}: the {what} fails its checksum")
+
+    def _fetch(self, rows: Sequence[int]) -> Iterator[tuple[bytes, bytes]]:
+        """(audio, record) of each row; one range for both where they lie side by side."""
+        ranges: list[tuple[_File, int, int]] = []
+        for row in rows:
+            (file, start, size), (tar, json_start, json_size) = self._audio_range(row), self._json_range(row)
+            if file == tar:
+                ranges.append((file, start, json_start + json_size - start))
+            else:
+                ranges += [(file, start, size), (tar, json_start, json_size)]
+        data = iter(self._read_ranges(ranges))
+        for row in rows:
+            entry, first = self.rows[row], next(data)
+            if entry["audio_file"] == OWN_TAR:
+                json_start = int(entry["json_offset"]) - int(entry["audio_offset"])
+                yield first[: entry["audio_size"]], first[json_start:]
+            else:
+                yield first, next(data)
+
+    def _read_ranges(self, ranges: Sequence[tuple[_File, int, int]]) -> list[bytes]:
+        by_store: dict[int, list[int]] = {}
+        for i, (file, _, _) in enumerate(ranges):
+            by_store.setdefault(id(file.store), []).append(i)
+        data = [b""] * len(ranges)
+        for places in by_store.values():
+            wanted: list[Range] = [(ranges[i][0].name, ranges[i][1], ranges[i][2]) for i in places]
+            for i, part in zip(places, ranges[places[0]][0].store.read_ranges(wanted), strict=True):
+                data[i] = part
+        return data
+
+    def _tar(self, row: int) -> _File:
+        store, shard = self.shards[int(self.rows[row]["shard"])]
+        return _File(store, f"shards/{shard.name}.tar")
+
+    def _audio_range(self, row: int) -> tuple[_File, int, int]:
+        entry = self.rows[row]
+        file = self._tar(row) if entry["audio_file"] == OWN_TAR else self._audio_files[int(entry["audio_file"])]
+        return file, int(entry["audio_offset"]), int(entry["audio_size"])
+
+    def _json_range(self, row: int) -> tuple[_File, int, int]:
+        entry = self.rows[row]
+        return self._tar(row), int(entry["json_offset"]), int(entry["json_size"])
+
+
+def _audio_file(store: Store, path: str) -> _File:
+    if "://" in path:
+        folder, _, name = path.rpartition("/")
+        return _File(open_store(folder), name)
+    return _File(store, path)
