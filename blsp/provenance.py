@@ -7,7 +7,7 @@ import platform
 
 from shards.writers import model_fingerprint
 
-_PACKAGES = ("torch", "transformers", "deepspeed", "peft", "ray", "webdataset", "numpy", "scikit-learn")
+_PACKAGES = ("torch", "transformers", "deepspeed", "peft", "ray", "numpy", "scikit-learn")
 
 
 def versions() -> dict[str, str]:

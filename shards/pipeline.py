@@ -38,7 +38,7 @@ from shards.writers import TransformersWriter, Writer, model_fingerprint
 
 _FLAC_BYTES_PER_S = 0.7 * 2 * SAMPLE_RATE
 _SPARE = 1.2
-_PACKAGES = ("numpy", "soundfile", "soxr", "webdataset", "ray", "torch", "transformers")
+_PACKAGES = ("numpy", "soundfile", "soxr", "ray", "torch", "transformers")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import tarfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,12 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
-import webdataset
 from numpy.typing import NDArray
 
 from shards.index import INDEX_ROW, OWN_TAR, name_hash
 from shards.sample import EMOTIONS, Continuation, Utterance
 
-_BLOCK = 512
+_BLOCK = tarfile.BLOCKSIZE
 _MAX_KEY = 60
 
 
@@ -51,21 +51,17 @@ def encode_record(utterance: Utterance, continuation: Continuation | None) -> by
 
 
 class _HashedFile:
-    """A file that is hashed as it is written."""
+    """A new file that is hashed as it is written."""
 
     def __init__(self, path: Path) -> None:
         self.file = path.open("xb")
         self.hash = hashlib.blake2b(digest_size=6)
+        self.size = 0
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: bytes) -> None:
         self.hash.update(data)
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
-
-    def close(self) -> None:
-        self.file.close()
+        self.file.write(data)
+        self.size += len(data)
 
 
 class TarShard:
@@ -74,7 +70,6 @@ class TarShard:
 
     def __init__(self, path: Path) -> None:
         self._file = _HashedFile(path)
-        self._tar = webdataset.TarWriter(self._file, encoder=False, mtime=0, user="", group="")
         self._rows: list[tuple[int, ...]] = []
 
     def __enter__(self) -> Self:
@@ -83,28 +78,29 @@ class TarShard:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None:
+            with contextlib.suppress(OSError):  # the disk may be full, which is what the caller is being told
+                self._file.file.close()
+            return
         with self._file.file as file:
-            if kind is None:
-                self._tar.close()
-                file.flush()
-                os.fsync(file.fileno())
-            else:
-                with contextlib.suppress(OSError):  # the disk may be full, which is what the caller is being told
-                    self._tar.close()
+            self._file.write(bytes(2 * _BLOCK + -(self._file.size + 2 * _BLOCK) % tarfile.RECORDSIZE))
+            file.flush()
+            os.fsync(file.fileno())
 
     def add(
         self, utterance: Utterance, continuation: Continuation | None, audio: bytes | AudioAt, num_samples: int
     ) -> None:
         """Append `key.flac` (if `audio` is a FLAC file) and `key.json`. `num_samples` are at 16 kHz."""
-        record = encode_record(utterance, continuation)
-        members = {"json": record}
-        offset = self._tar.tarstream.offset + _BLOCK
+        key, record = sample_key(utterance.id), encode_record(utterance, continuation)
+        parts: list[bytes] = []
+        offset = self._file.size + _BLOCK
         if isinstance(audio, bytes):
-            members["flac"] = audio
+            parts += _member(f"{key}.flac", audio)
             audio = AudioAt(OWN_TAR, offset, len(audio), zlib.crc32(audio))
             offset += _padded(audio.size) + _BLOCK
-        self._tar.write({"__key__": sample_key(utterance.id), **members})  # in the order of their names
-        assert self._tar.tarstream.offset == offset + _padded(len(record))
+        parts += _member(f"{key}.json", record)
+        self._file.write(b"".join(parts))
+        assert self._file.size == offset + _padded(len(record))
         self._rows.append(
             (
                 name_hash(utterance.id), name_hash(utterance.corpus), name_hash(utterance.speaker),
@@ -127,3 +123,10 @@ class TarShard:
 
 def _padded(size: int) -> int:
     return -(-size // _BLOCK) * _BLOCK
+
+
+def _member(name: str, data: bytes) -> tuple[bytes, bytes, bytes]:
+    """Header, content and padding of one file: no owner, no time, read-only."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = len(data), 0o444
+    return info.tobuf(tarfile.USTAR_FORMAT), data, bytes(_padded(len(data)) - len(data))
