@@ -66,6 +66,10 @@ class Store(Protocol):
         """Sorted names of the files directly in a folder; none when there is no folder."""
         ...
 
+    def folders(self, folder: str) -> list[str]:
+        """Sorted names of the folders directly in a folder, "" for the root; none when there is no folder."""
+        ...
+
     def delete(self, name: str) -> None:
         """Delete a file if it is there."""
         ...
@@ -173,6 +177,12 @@ class FolderStore:
     def names(self, folder: str) -> list[str]:
         try:
             return sorted(path.name for path in self._path(folder).iterdir() if path.is_file())
+        except FileNotFoundError:
+            return []
+
+    def folders(self, folder: str) -> list[str]:
+        try:
+            return sorted(path.name for path in self._path(folder).iterdir() if path.is_dir())
         except FileNotFoundError:
             return []
 
