@@ -1,4 +1,4 @@
-"""The paper's adapter: three strided convolutions and a bottleneck, from encoder positions to LLM embeddings.
+"""The paper's adapter: strided convolutions and a bottleneck, from encoder positions to LLM embeddings.
 
 P encoder positions (50 per second), S speech tokens (6.25 per second), D encoder width, H LLM width.
 """
@@ -13,26 +13,25 @@ from torch.nn import functional
 
 from blsp.packing import convolve, pad_packed
 
-_NUM_CONVS = 3
-
 
 class ConvAdapter(nn.Module):
-    """3 x Conv1d(kernel 5, stride 2, padding 2) with GLU, then LayerNorm(x + fc2(gelu(fc1(x)))) (arXiv 2406.03872)."""
+    """Conv1d(odd kernel k, stride 2, padding k // 2) with GLU, three of width 5 in the paper, then
+    LayerNorm(x + fc2(gelu(fc1(x)))) (arXiv 2406.03872)."""
 
-    def __init__(self, width: int, llm_width: int, bottleneck: int) -> None:
+    def __init__(self, width: int, llm_width: int, bottleneck: int, kernels: tuple[int, ...] = (5, 5, 5)) -> None:
         super().__init__()
-        widths = [width] * _NUM_CONVS + [llm_width]
+        widths = [width] * len(kernels) + [llm_width]
         self.convs = nn.ModuleList(
-            nn.Conv1d(before, 2 * after, kernel_size=5, stride=2, padding=2) for before, after in pairwise(widths)
+            nn.Conv1d(before, 2 * after, kernel_size=kernel, stride=2, padding=kernel // 2)
+            for (before, after), kernel in zip(pairwise(widths), kernels, strict=True)
         )
         self.fc1 = nn.Linear(llm_width, bottleneck, bias=False)
         self.fc2 = nn.Linear(bottleneck, llm_width, bias=False)
         self.norm = nn.LayerNorm(llm_width)
 
-    @staticmethod
-    def num_tokens(num_positions: int) -> int:
+    def num_tokens(self, num_positions: int) -> int:
         """S for P encoder positions."""
-        for _ in range(_NUM_CONVS):
+        for _ in self.convs:
             num_positions = (num_positions - 1) // 2 + 1
         return num_positions
 

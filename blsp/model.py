@@ -30,6 +30,9 @@ from shards.prompts import ChatTemplate
 from shards.sample import EMOTIONS
 
 EXPORT_WEIGHTS, EXPORT_CONFIG = "model.safetensors", "config.json"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+# Row r predicts response token r. The authors' code compares the rows of the response tokens themselves.
+_KL_SHIFT = {"next": 0, "authors": 1}
 
 
 class _Decoder(Protocol):
@@ -45,11 +48,12 @@ class SpeechLM(nn.Module):
     """
 
     def __init__(
-        self, config: ModelSection, llm: PreTrainedModel, encoder: SpeechEncoder, template: ChatTemplate
+        self, config: ModelSection, llm: PreTrainedModel, encoder: SpeechEncoder, template: ChatTemplate | None
     ) -> None:
+        """Without a `template` the model takes token ids, and no text."""
         super().__init__()
         self.config = config
-        self.template = template
+        self._template = template
         llm.requires_grad_(False)
         encoder.requires_grad_(False)
         object.__setattr__(self, "llm", llm)
@@ -57,7 +61,7 @@ class SpeechLM(nn.Module):
         embeddings = llm.get_input_embeddings().weight
         assert isinstance(embeddings, Tensor)
         llm_width = embeddings.shape[1]
-        adapter = ConvAdapter(encoder.width, llm_width, config.adapter.bottleneck)
+        adapter = ConvAdapter(encoder.width, llm_width, config.adapter.bottleneck, config.adapter.kernels)
         # Speech must arrive at the scale that the LLM's own embeddings have.
         self.scale = float(embeddings.float().square().mean().sqrt())
         nn.init.constant_(adapter.norm.weight, self.scale)
@@ -89,14 +93,14 @@ class SpeechLM(nn.Module):
     def build(cls, config: ModelSection, device: torch.device) -> SpeechLM:
         """A model from pretrained parts, and from the earlier stage's export when `config.init` names one."""
         dtype = getattr(torch, config.dtype)
-        tokenizer = AutoTokenizer.from_pretrained(config.llm, revision=config.revision, trust_remote_code=False)
+        template = _load_template(config.llm, config.revision)
         # Straight to the device: eight ranks of a host need not hold eight copies in its memory.
         llm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             config.llm, revision=config.revision, dtype=dtype, trust_remote_code=False,
             attn_implementation=attention_implementation(device, dtype), device_map={"": device},
         )  # fmt: skip
         whisper = load_whisper_encoder(config.encoder, dtype, device)
-        model = cls(config, llm, SpeechEncoder(whisper, AudioWindow(config.audio_window)), ChatTemplate(tokenizer))
+        model = cls(config, llm, SpeechEncoder(whisper, AudioWindow(config.audio_window)), template)
         if config.init is not None:
             model.load_export(config.init / "export")
         return model
@@ -137,6 +141,15 @@ class SpeechLM(nn.Module):
                 ) from error
         self.exported_parts = set(exported["parts"])
 
+    @property
+    def template(self) -> ChatTemplate:
+        """Token ids of everything around the speech. Raises ValueError when the LLM came without a tokenizer."""
+        if self._template is None:
+            raise ValueError(
+                f"{self.config.llm}: has no tokenizer, so the model can neither be asked nor answer in words"
+            )
+        return self._template
+
     def train(self, mode: bool = True) -> SpeechLM:
         """Training mode for the frozen parts too: gradient checkpointing works only in it."""
         super().train(mode)
@@ -146,7 +159,9 @@ class SpeechLM(nn.Module):
 
     def num_speech_tokens(self, num_samples: int) -> int:
         """Positions that a clip takes in the LLM's sequence."""
-        return ConvAdapter.num_tokens(SpeechEncoder.num_positions(num_samples))
+        adapter = self.parts["adapter"]
+        assert isinstance(adapter, ConvAdapter)
+        return adapter.num_tokens(SpeechEncoder.num_positions(num_samples))
 
     def hear(self, waveform: Tensor, num_samples: Tensor) -> tuple[Tensor, list[int]]:
         """int16 [sum N], int64 [n] -> speech embeddings [sum S, H] and S of each clip."""
@@ -168,29 +183,37 @@ class SpeechLM(nn.Module):
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
 
+    def _read(self, batch: Batch) -> Tensor:
+        """The text LLM's hidden states [Tt, H] over the words of the clips: the teacher."""
+        embeddings = self.llm.get_input_embeddings()(batch.text_input_ids)
+        self.gate.close()
+        with torch.no_grad():
+            return self._decode(embeddings, batch.text_position_ids, batch.text_seq_lens)
+
+    def _listen(self, batch: Batch, speech: Tensor) -> Tensor:
+        """The model's hidden states [T, H] over the clips' speech embeddings [sum S, H]: the student."""
+        embeddings = self.llm.get_input_embeddings()(batch.input_ids)
+        embeddings = embeddings.masked_scatter(batch.speech_mask[:, None], speech)
+        self.gate.open(batch.speech_mask[None])
+        return self._decode(embeddings, batch.position_ids, batch.seq_lens)
+
     def forward(self, batch: Batch, stage: StageSection) -> Losses:
         """A stage's losses over one micro-batch, as sums; `total` is weighted and divided by the planned counts."""
-        embed = self.llm.get_input_embeddings()
         head = self.llm.get_output_embeddings()
-        teacher = None
-        if "kl" in stage.losses:
-            self.gate.close()
-            with torch.no_grad():
-                teacher = self._decode(embed(batch.text_input_ids), batch.text_position_ids, batch.text_seq_lens)[
-                    batch.text_rows
-                ]
+        shift = _KL_SHIFT[stage.kl_shift]
+        teacher = self._read(batch)[batch.text_rows + shift] if "kl" in stage.losses else None
         with torch.set_grad_enabled("encoder" in stage.train):
             encoded, lengths = self.encoder(batch.waveform, batch.num_samples)
         speech, lengths = self.parts["adapter"](encoded, lengths)
-        embeddings = embed(batch.input_ids).masked_scatter(batch.speech_mask[:, None], speech)
-        self.gate.open(batch.speech_mask[None])
-        hidden = self._decode(embeddings, batch.position_ids, batch.seq_lens)[batch.rows]
+        heard = self._listen(batch, speech)
+        hidden = heard[batch.rows]
 
         zero = hidden.new_zeros((), dtype=torch.float32)
         ce = continuation_ce(head, hidden, batch.targets, batch.row_weight) if "ce" in stage.losses else zero
         kl = zero
         if teacher is not None:
-            kl = continuation_kl(head, hidden, teacher, batch.row_weight, stage.kl_temperature)
+            student = heard[batch.rows + shift]
+            kl = continuation_kl(head, student, teacher, batch.row_weight, stage.kl_temperature)
         emotion, correct, labelled = zero, zero, zero
         if "emotion" in stage.losses:
             emotion, correct, labelled = emotion_ce(self.emotion_logits(speech, lengths), batch.emotion)
@@ -201,14 +224,35 @@ class SpeechLM(nn.Module):
         return Losses(total, ce, kl, batch.row_weight.sum(), emotion, correct, labelled)
 
     @torch.inference_mode()
+    def response_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What predicts each response token of a batch with a teacher: [R, V] of the model that heard the clips, and
+        [R, V] of the text LLM that read their words."""
+        head = self.llm.get_output_embeddings()
+        speech, _ = self.hear(batch.waveform, batch.num_samples)
+        return head(self._listen(batch, speech)[batch.rows]), head(self._read(batch)[batch.text_rows])
+
     def generate(self, waveforms: list[NDArray[np.int16]], prompt: str, max_new_tokens: int) -> list[str]:
         """Greedy answers to clips (int16, 16 kHz mono) under one prompt, as one left-padded batch."""
+        template = self.template
+        before, after = template.prefix(prompt), template.suffix()
+        answers = self.generate_ids(waveforms, before, after, max_new_tokens, template.end_of_turn_id)
+        return [template.decode(ids) for ids in answers]
+
+    @torch.inference_mode()
+    def generate_ids(
+        self,
+        waveforms: list[NDArray[np.int16]],
+        before: list[int],
+        after: list[int],
+        max_new_tokens: int,
+        end: int | None = None,
+    ) -> list[list[int]]:
+        """Greedy token ids after `before`, a clip (int16, 16 kHz mono) and `after`, the clips as one left-padded batch.
+        An answer that reaches `end` is filled up with it; without `end` all are `max_new_tokens` long."""
         device = next(self.llm.parameters()).device
         speech, lengths = self.hear(*pack(waveforms, device))
         embed = self.llm.get_input_embeddings()
-        prefix, suffix = (
-            embed(torch.tensor(ids, device=device)) for ids in (self.template.prefix(prompt), self.template.suffix())
-        )
+        prefix, suffix = (embed(torch.tensor(ids, dtype=torch.int64, device=device)) for ids in (before, after))
         longest = max(lengths)
         rows, masks, gates = [], [], []
         for clip, length in zip(speech.split(lengths), lengths, strict=True):
@@ -221,7 +265,7 @@ class SpeechLM(nn.Module):
             masks.append(mask)
             gates.append(gate)
         self.gate.open(torch.stack(gates))
-        answers = self._write(torch.stack(rows), torch.stack(masks), max_new_tokens)
+        answers = self._write(torch.stack(rows), torch.stack(masks), max_new_tokens, end)
         self.gate.close()
         return answers
 
@@ -232,18 +276,21 @@ class SpeechLM(nn.Module):
         ids = self.template.prefix(prompt) + self.template.encode(text) + self.template.suffix()
         embeddings = self.llm.get_input_embeddings()(torch.tensor([ids], device=device))
         self.gate.close()
-        return self._write(embeddings, torch.ones_like(embeddings[..., 0], dtype=torch.int64), max_new_tokens)[0]
+        attended = torch.ones_like(embeddings[..., 0], dtype=torch.int64)
+        (answer,) = self._write(embeddings, attended, max_new_tokens, self.template.end_of_turn_id)
+        return self.template.decode(answer)
 
-    def _write(self, embeddings: Tensor, attention_mask: Tensor, max_new_tokens: int) -> list[str]:
-        """[n, T, H], [n, T] -> n greedy answers. The gate is as the caller set it."""
-        end = self.template.end_of_turn_id
+    def _write(
+        self, embeddings: Tensor, attention_mask: Tensor, max_new_tokens: int, end: int | None
+    ) -> list[list[int]]:
+        """[n, T, H], [n, T] -> the ids of n greedy answers. The gate is as the caller set it."""
         # Not the LLM's own file of settings: it may ask for sampling or a repetition penalty.
         self.llm.generation_config = GenerationConfig(
             do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=end, pad_token_id=end
         )
         llm: Any = self.llm  # transformers' types leave `generate` out
-        ids = llm.generate(inputs_embeds=embeddings, attention_mask=attention_mask)
-        return [self.template.decode(row) for row in ids.tolist()]
+        ids: list[list[int]] = llm.generate(inputs_embeds=embeddings, attention_mask=attention_mask).tolist()
+        return ids
 
     @torch.inference_mode()
     def classify(self, waveforms: list[NDArray[np.int16]]) -> NDArray[np.float32]:
@@ -258,6 +305,14 @@ def pack(waveforms: list[NDArray[np.int16]], device: torch.device) -> tuple[Tens
     """Clips end to end: int16 [sum N] and int64 [n]."""
     waveform = torch.from_numpy(np.concatenate(waveforms)).to(device)
     return waveform, torch.tensor([len(clip) for clip in waveforms], device=device)
+
+
+def _load_template(llm: str, revision: str | None) -> ChatTemplate | None:
+    """None for a folder without a tokenizer: a model from there can still be given token ids."""
+    folder = Path(llm)
+    if folder.is_dir() and not any((folder / name).exists() for name in _TOKENIZER_FILES):
+        return None
+    return ChatTemplate(AutoTokenizer.from_pretrained(llm, revision=revision, trust_remote_code=False))
 
 
 def export_config(folder: Path) -> dict[str, Any]:

@@ -45,6 +45,16 @@ class Section(BaseModel):
 
 class AdapterSection(Section):
     bottleneck: PositiveInt = Field(512, description="width of the adapter's bottleneck layer")
+    kernels: NonEmpty[PositiveInt] = Field(
+        (5, 5, 5), description="width of each convolution, odd; each halves the rate of its input (50 per second)"
+    )
+
+    def problems(self) -> Iterator[Problem]:
+        if any(kernel % 2 == 0 for kernel in self.kernels):
+            yield (
+                ("kernels",),
+                f"{list(self.kernels)} must all be odd, so that each convolution halves its input's rate",
+            )
 
 
 class LoraSection(Section):
@@ -82,6 +92,11 @@ class StageSection(Section):
         description="weight of each loss: kl to the text LLM, ce on the continuation, emotion of the classifier",
     )
     kl_temperature: PositiveFloat = Field(2.0, description="both sides' logits are divided by it in the kl loss")
+    kl_shift: Literal["next", "authors"] = Field(
+        "next",
+        description="positions that the kl loss compares: 'next', those that predict the response; 'authors', each one "
+        "later, as in their code",
+    )
     prompts: dict[Literal["continue", "continue_tone", "identify"], PositiveFloat] = Field(
         min_length=1, description="share of clips trained under each prompt"
     )

@@ -14,21 +14,23 @@ def adapter() -> ConvAdapter:
     return ConvAdapter(WIDTH, LLM_WIDTH, 4)
 
 
-def test_the_length_formula_equals_the_convolutions(adapter: ConvAdapter) -> None:
+@pytest.mark.parametrize("kernels", [(5, 5, 5), (3,), (7, 1, 3, 5)])
+def test_the_length_formula_equals_the_convolutions(kernels: tuple[int, ...]) -> None:
+    adapter = ConvAdapter(WIDTH, LLM_WIDTH, 4, kernels)
     lengths = list(range(1, 201))
     packed, tokens = adapter(torch.randn(sum(lengths), WIDTH), lengths)
-    assert tokens == [ConvAdapter.num_tokens(length) for length in lengths]
+    assert tokens == [adapter.num_tokens(length) for length in lengths]
     assert packed.shape == (sum(tokens), LLM_WIDTH)
     for length in lengths:
         hidden = torch.randn(1, WIDTH, length)
         for conv in adapter.convs:
             hidden = torch.nn.functional.glu(conv(hidden), dim=1)
-        assert hidden.shape == (1, LLM_WIDTH, ConvAdapter.num_tokens(length))
+        assert hidden.shape == (1, LLM_WIDTH, adapter.num_tokens(length))
 
 
-def test_50_positions_a_second_become_6_25_tokens() -> None:
-    assert ConvAdapter.num_tokens(1500) == 188
-    assert ConvAdapter.num_tokens(1) == 1
+def test_50_positions_a_second_become_6_25_tokens(adapter: ConvAdapter) -> None:
+    assert adapter.num_tokens(1500) == 188
+    assert adapter.num_tokens(1) == 1
 
 
 def test_packed_equals_alone_forward_and_gradient(adapter: ConvAdapter) -> None:

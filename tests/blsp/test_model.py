@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -94,6 +94,15 @@ def test_the_total_is_weighted_and_divided_by_the_planned_counts(model: SpeechLM
     losses = model(batch, STAGE_2)
     torch.testing.assert_close(losses.total, losses.ce_sum / 100 + 0.5 * losses.emotion_sum / 5)
     assert (int(losses.num_rows), int(losses.num_labelled)) == (len(batch.targets), 3)
+
+
+def test_the_authors_kl_leaves_out_the_first_prediction_and_takes_the_one_after_the_last(model: SpeechLM) -> None:
+    batch = batch_of(model, STAGE_1, [0])
+    ours = [model(replace(batch, row_weight=torch.eye(len(batch.rows))[r]), STAGE_1).kl_sum for r in (1, 2)]
+    theirs = STAGE_1.model_copy(update={"kl_shift": "authors"})
+    shifted = [model(replace(batch, row_weight=torch.eye(len(batch.rows))[r]), theirs).kl_sum for r in (0, 1)]
+    torch.testing.assert_close(shifted, ours)
+    assert model(batch, theirs).kl_sum != model(batch, STAGE_1).kl_sum
 
 
 @pytest.mark.parametrize("stage", [STAGE_1, STAGE_2], ids=["stage1", "stage2"])

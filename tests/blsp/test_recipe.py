@@ -97,6 +97,7 @@ def test_the_resolved_recipe_reads_back_equal(recipe: dict[str, Any]) -> None:
         (STAGE1, "engine.deepspeed", {"zero_optimization": {"stage": 1}},
          "engine.deepspeed.zero_optimization.stage", "engine.zero_stage"),
         (STAGE1, "optim.betas", [0.9, 1.5], "optim.betas", "below 1"),
+        (STAGE1, "model.adapter", {"kernels": [5, 4]}, "model.adapter.kernels", "must all be odd"),
         (STAGE2, "model.lora", None, "model.lora", "add the section model.lora"),
         (STAGE2, "stage.losses", {"ce": 1}, "stage.train", "stage.losses.emotion"),
         (STAGE2, "stage.losses", {"emotion": 1}, "stage.train", "add the loss kl or ce"),
