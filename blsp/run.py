@@ -25,7 +25,7 @@ from cluster.files import write_atomically
 from cluster.ports import free_port
 from shards.audio import SAMPLE_RATE
 from shards.collate import Batch, Collator
-from shards.plan import Plan, sample_costs
+from shards.plan import Plan
 from shards.reader import Reader
 from shards.shard_set import ShardSet
 from shards.tokens import token_counts
@@ -129,17 +129,17 @@ def prepare(recipe: TrainRecipe, device: torch.device, on_step: OnStep) -> Run:
     # Rank 0 first: it leaves the counts for the others.
     together(lambda: token_counts(shard_set, model.template))
     counts = token_counts(shard_set, model.template)
-    costs = sample_costs(shard_set.rows["num_samples"], counts["num_text_tokens"], counts["num_response_tokens"])
-    plan = Plan(
-        costs, seed=recipe.data.seed, clips_per_step=recipe.data.clips_per_step,
-        micro_batches=recipe.data.micro_batches, dataset_id=shard_set.dataset_id,
-    )  # fmt: skip
     collator = Collator(
         model.template,
         model.num_speech_tokens,
         tasks={str(name): share for name, share in recipe.stage.prompts.items()},
         with_teacher="kl" in recipe.stage.losses,
     )
+    sizes = collator.sizes(shard_set.rows["num_samples"], counts, model.encoder.window.padded)
+    plan = Plan(
+        sizes, dataset_id=shard_set.dataset_id, seed=recipe.data.seed, clips_per_step=recipe.data.clips_per_step,
+        micro_batches=recipe.data.micro_batches,
+    )  # fmt: skip
     reader = Reader(shard_set, plan, collator, rank=rank, world_size=world, num_workers=recipe.data.num_workers)
     groups = [
         {"name": name, "params": list(stage.parts[name].parameters()), "lr": lr, "peak_lr": lr}

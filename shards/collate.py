@@ -22,6 +22,7 @@ from shards.audio import SAMPLE_RATE
 from shards.prompts import PROMPTS, TRAINED_UNDER, ChatTemplate
 from shards.sample import EMOTIONS
 from shards.shard_set import Sample
+from shards.sizes import Sizes
 
 TASKS = (*TRAINED_UNDER.values(), "identify")
 IGNORED_EMOTION = -100
@@ -119,6 +120,33 @@ class Collator:
     def label_response(self, emotion: str) -> list[int]:
         """What is learnt under `identify`."""
         return self.template.response(emotion, finished=True)
+
+    def sizes(
+        self,
+        num_samples: NDArray[np.integer],
+        counts: NDArray[np.void],
+        heard_samples: Callable[[int], int] = lambda num_samples: num_samples,
+    ) -> Sizes:
+        """What each of n clips brings to a batch, at most: its task and its emotion are left open.
+
+        `num_samples` is [n], `counts` TOKEN_COUNTS [n]; `heard_samples` adds the audio window to a clip's samples.
+        """
+        template = self.template
+        lengths, place = np.unique(num_samples, return_inverse=True)
+        slots = np.array([self._num_speech_tokens(int(n)) for n in lengths], np.int64)[place]
+        heard = np.array([heard_samples(int(n)) for n in lengths], np.int64)[place]
+        written = counts["num_response_tokens"].astype(np.int64)
+        label = max(len(self.label_response(emotion)) for emotion in EMOTIONS)
+        tokens, responses, teacher_tokens = np.zeros_like(slots), np.zeros_like(slots), np.zeros_like(slots)
+        for task in self.tasks:
+            response = np.full_like(written, label) if task == "identify" else written
+            responses = np.maximum(responses, response)
+            tokens = np.maximum(tokens, len(template.prefix(task) + template.suffix()) + slots + response)
+        if self._with_teacher:
+            prompts = [prompt for prompt, task in TRAINED_UNDER.items() if task in self.tasks]
+            prefix = max(len(template.prefix(prompt, emotion)) for prompt in prompts for emotion in EMOTIONS)
+            teacher_tokens = prefix + len(template.suffix()) + counts["num_text_tokens"] + written
+        return Sizes(heard, tokens, teacher_tokens, responses)
 
     def __call__(
         self, samples: Sequence[Sample | None], tasks: Sequence[str], step_response_tokens: int, step_labelled: int

@@ -27,7 +27,7 @@ from blsp.schedule import learning_rate_factor
 from cluster.lock import folder_lock
 from cluster.ports import free_port
 from shards.collate import Collator
-from shards.plan import Plan, sample_costs
+from shards.plan import Plan
 from shards.reader import Reader
 from shards.shard_set import ShardSet
 from shards.tokens import token_counts
@@ -157,13 +157,13 @@ def plain_training(recipe: TrainRecipe) -> tuple[list[float], SpeechLM]:
     model.train()
     shard_set = ShardSet.open(recipe.data.shards)
     counts = token_counts(shard_set, model.template)
-    costs = sample_costs(shard_set.rows["num_samples"], counts["num_text_tokens"], counts["num_response_tokens"])
-    plan = Plan(
-        costs, seed=recipe.data.seed, clips_per_step=recipe.data.clips_per_step,
-        micro_batches=recipe.data.micro_batches, dataset_id=shard_set.dataset_id,
-    )  # fmt: skip
     tasks, with_teacher = dict(recipe.stage.prompts), "kl" in recipe.stage.losses
     collator = Collator(model.template, model.num_speech_tokens, tasks, with_teacher)
+    plan = Plan(
+        collator.sizes(shard_set.rows["num_samples"], counts, model.encoder.window.padded),
+        seed=recipe.data.seed, clips_per_step=recipe.data.clips_per_step,
+        micro_batches=recipe.data.micro_batches, dataset_id=shard_set.dataset_id,
+    )  # fmt: skip
     optim = recipe.optim
     optimizer = torch.optim.AdamW(stage.parameters(), 1, betas=optim.betas, weight_decay=optim.weight_decay)
     norms = []

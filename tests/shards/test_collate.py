@@ -11,6 +11,7 @@ from shards.collate import FILLER_ID, IGNORED_EMOTION, Batch, Collator
 from shards.prompts import ChatTemplate
 from shards.sample import EMOTIONS, Continuation, Utterance
 from shards.shard_set import Sample
+from shards.tokens import TOKEN_COUNTS, count_tokens
 
 
 def speech_tokens(num_samples: int) -> int:
@@ -107,6 +108,28 @@ def test_identify_answers_with_the_label_and_has_no_teacher(template: ChatTempla
 def test_a_continuation_written_for_another_task_is_refused(template: ChatTemplate) -> None:
     with pytest.raises(ValueError, match="anna: its continuation was written under 'continue', not for"):
         collator(template)([sample("anna", prompt="continue")], ["continue_tone"], 0, 0)
+
+
+@pytest.mark.parametrize("with_teacher", [True, False])
+def test_sizes_are_those_of_the_batches_and_never_less(template: ChatTemplate, with_teacher: bool) -> None:
+    tasks = {"continue_tone": 1.0} if with_teacher else {"continue_tone": 1.0, "identify": 1.0}
+    make = collator(template, with_teacher, **tasks)
+    counts = np.array(
+        [count_tokens(template, sample.utterance, sample.continuation) for sample in SAMPLES], TOKEN_COUNTS
+    )
+    lengths = np.array([len(sample.waveform) for sample in SAMPLES])
+    sizes = make.sizes(lengths, counts, heard_samples=lambda n: n + 1600)
+    assert sizes.heard_samples.tolist() == (lengths + 1600).tolist()
+    for i, sample in enumerate(SAMPLES):
+        batches = [make([sample], [task], 0, 0) for task in tasks if task != "identify" or sample.utterance.emotion]
+        assert sizes.tokens[i] >= max(len(batch.input_ids) for batch in batches)
+        assert sizes.response_tokens[i] >= max(len(batch.targets) for batch in batches)
+        assert sizes.teacher_tokens[i] >= max(len(batch.text_input_ids) for batch in batches)
+        if with_teacher:  # one task, so exactly
+            (batch,) = batches
+            assert (sizes.tokens[i], sizes.response_tokens[i]) == (len(batch.input_ids), len(batch.targets))
+            assert sizes.teacher_tokens[i] <= len(batch.text_input_ids) + 8  # emotions differ in length
+    assert with_teacher or not sizes.teacher_tokens.any()
 
 
 @pytest.mark.parametrize("tasks", [{"chat": 1}, {"continue": 0}, {"continue": float("nan")}])

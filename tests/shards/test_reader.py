@@ -9,7 +9,7 @@ import pytest
 
 from shards.collate import FILLER_ID, Batch, Collator
 from shards.pipeline import ShardJob, Summary
-from shards.plan import Plan, sample_costs
+from shards.plan import Plan
 from shards.prompts import ChatTemplate
 from shards.reader import Reader
 from shards.shard_set import ShardSet
@@ -27,12 +27,11 @@ def readers(
     clips_per_step: float = 5.0,
     tasks: dict[str, float] | None = None,
 ) -> list[Reader]:
-    counts = token_counts(shard_set, template)
-    costs = sample_costs(shard_set.rows["num_samples"], counts["num_text_tokens"], counts["num_response_tokens"])
-    plan = Plan(
-        costs, seed=1, clips_per_step=clips_per_step, micro_batches=micro_batches, dataset_id=shard_set.dataset_id
-    )
     collator = Collator(template, lambda n: -(-n // 2560), tasks or {"continue_tone": 2, "identify": 1}, False)
+    sizes = collator.sizes(shard_set.rows["num_samples"], token_counts(shard_set, template))
+    plan = Plan(
+        sizes, seed=1, clips_per_step=clips_per_step, micro_batches=micro_batches, dataset_id=shard_set.dataset_id
+    )
     return [
         Reader(shard_set, plan, collator, rank=rank, world_size=world_size, num_workers=num_workers)
         for rank in range(world_size)
