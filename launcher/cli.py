@@ -24,6 +24,20 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> None:
         raise typer.Exit(exit_code_of(lambda: super(_Group, self).invoke(ctx), debug=ctx.params["debug"]))
 
+    def list_commands(self, ctx: Any) -> list[str]:
+        """In the order in which they are used: typer puts groups last."""
+        names = [name for name in super().list_commands(ctx) if name != "shard"]
+        names.insert(names.index("manifest") + 1, "shard")
+        return names
+
+
+class _ShardGroup(TyperGroup):
+    """A first word that is no command is a recipe."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        known = args[0] in self.commands or args[0].startswith("-")
+        return super().resolve_command(ctx, args if known else ["recipe", *args])
+
 
 app = typer.Typer(
     cls=_Group,
@@ -45,6 +59,16 @@ def main() -> None:
 
 miniature = typer.Typer(help="Make the miniature's speech and stand-ins for pretrained models.")
 app.add_typer(miniature, name="miniature")
+shard = typer.Typer(
+    cls=_ShardGroup,
+    short_help="Let the LLM write continuations, and pack them with the audio into shards; or look after shards.",
+    help="Let the LLM write continuations for the RECIPE's clips, and pack both into a shard set; the same command "
+    "again goes on where an earlier one stopped. Or look after sets that are there, with one of the commands.",
+    subcommand_metavar="RECIPE [SECTION.FIELD=VALUE]... | COMMAND [ARGS]...",
+    no_args_is_help=True,
+)
+app.add_typer(shard, name="shard")
+ShardSetPath = Annotated[str, typer.Argument(metavar="SET", help="Folder (or URL) of a shard set.")]
 Seed = Annotated[int, typer.Option(help="Of the synthesised voices, the order of clips and the new weights.")]
 
 
@@ -109,14 +133,25 @@ def manifest(
     data.manifest(reader, root, out)
 
 
-@app.command()
-def shard(recipe: RecipeName, overrides: Overrides = None) -> None:
+@shard.command("recipe", hidden=True)
+def shard_recipe(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Let the LLM write continuations, and pack them with the audio into shards."""
     from blsp.recipe import ShardRecipe
     from launcher import data
     from launcher.recipe_files import load_kind
 
     data.shard(load_kind(ShardRecipe, recipe, overrides or []))
+
+
+@shard.command("verify")
+def verify_shards(
+    shards: ShardSetPath,
+    fast: Annotated[bool, typer.Option("--fast", help="Only sizes, indexes and a few samples of each shard.")] = False,
+) -> None:
+    """Look at every byte of a shard set: one line per damage, and exit code 1 if there is any."""
+    from launcher import sets
+
+    raise typer.Exit(sets.verify(shards, fast))
 
 
 @app.command()

@@ -36,6 +36,13 @@ class Progress:
         elif time.monotonic() - self._printed_s >= _SECONDS_BETWEEN_LINES:
             self._print_line()
 
+    def print(self, line: str) -> None:
+        """A line for people to keep, above the bars where there are any."""
+        if self._bars is not None:
+            self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(line, flush=True)
+
     def _begin(self, phase: str, done: int, total: int, note: str) -> None:
         self._end()
         self._phase = phase

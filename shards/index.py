@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from shards.sample import EMOTIONS
+from shards.sample import EMOTIONS, is_unicode
 from shards.store import Store
 
 FORMAT = 2
@@ -42,6 +42,8 @@ INDEX_ROW = np.dtype(
 _DATASET = "dataset.json"
 _MAX_DATASET_BYTES = 256 * 2**20
 _NPY_HEADER_BYTES = 4096
+_BLOCK = 512  # of a tar: before each file there is one
+_MAX_NUMBER = 2**62  # so that sums of sizes and offsets fit into 64 bits
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}")
 
 
@@ -61,6 +63,16 @@ class Shard:
     bytes: int
     num_samples: int
     index_crc32: int
+
+    @property
+    def tar(self) -> str:
+        """Its file, below the set's root."""
+        return f"shards/{self.name}.tar"
+
+    @property
+    def index(self) -> str:
+        """The file of its index, below the set's root."""
+        return f"index/{self.name}.npy"
 
 
 @dataclass(frozen=True)
@@ -90,6 +102,11 @@ def dataset_id(shards: list[Shard]) -> str:
 
 def read_description(store: Store) -> Description:
     """Raises ValueError, with the remedy, for a root that is unfinished, damaged or no shard set."""
+    return read_dataset(store)[1]
+
+
+def read_dataset(store: Store) -> tuple[dict[str, Any], Description]:
+    """Everything that dataset.json says, and what of it reading depends on, checked. Raises as `read_description`."""
     try:
         if store.size(_DATASET) > _MAX_DATASET_BYTES:
             raise ValueError("too large for what it says")
@@ -104,10 +121,11 @@ def read_description(store: Store) -> Description:
         raise _damaged(store, error) from None
     if record.get("format") != FORMAT:
         raise ValueError(
-            f"{store.url}: format {record.get('format')!r}, this version reads {FORMAT}; make the shard set again"
+            f"{store.url}: format {str(record.get('format'))[:20]}, this version reads {FORMAT}; make the shard set "
+            "again"
         )
     try:
-        return _parse(record)
+        return record, _parse(record)
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(store, error) from None
 
@@ -124,7 +142,7 @@ def _parse(record: dict[str, Any]) -> Description:
     )
     for shard in shards:
         if not _NAME.fullmatch(shard.name):
-            raise ValueError(f"{shard.name!r} is no name of a shard")
+            raise ValueError(f"{shard.name[:80]!r} is no name of a shard")
     files = tuple(AudioFile(_typed(file, "path", str), _typed(file, "bytes", int)) for file in record["audio_files"])
     corpora = tuple(dict.fromkeys(_typed(corpus, "corpus", str) for corpus in record["corpora"]))
     prompt = None if record["prompt"] is None else _typed(record, "prompt", str)
@@ -133,8 +151,10 @@ def _parse(record: dict[str, Any]) -> Description:
 
 def _typed(record: Any, key: str, kind: type) -> Any:
     value = record[key]
-    if type(value) is not kind or (isinstance(value, int) and value < 0):
-        raise ValueError(f"{key} is {value!r}")
+    if type(value) is not kind or (isinstance(value, int) and not 0 <= value < _MAX_NUMBER):
+        raise ValueError(f"{key} is {str(value)[:80]!r}")
+    if isinstance(value, str) and ("\0" in value or not is_unicode(value)):
+        raise ValueError(f"{key} is {value[:80]!r}")
     return value
 
 
@@ -146,16 +166,21 @@ def encode_array(array: NDArray[np.void]) -> bytes:
 
 
 def decode_array(data: bytes, dtype: DTypeLike, num_rows: int) -> NDArray[np.void]:
-    """The array of an .npy file. Raises ValueError when it is not one of that type and length; nothing is unpickled."""
-    if len(data) > num_rows * np.dtype(dtype).itemsize + _NPY_HEADER_BYTES:
-        raise ValueError(f"{len(data)} bytes are too many for {num_rows} rows")
+    """The array of an .npy file. Raises ValueError when it is not one of that type and length; nothing is unpickled,
+    and no memory is taken for what a header only claims."""
+    file = io.BytesIO(data)
     try:
-        array: NDArray[np.void] = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError, SyntaxError, TypeError, MemoryError) as error:
-        raise ValueError(str(error) or type(error).__name__) from None
-    if array.dtype != dtype or array.shape != (num_rows,):
-        raise ValueError(f"{array.dtype.itemsize}-byte rows of shape {array.shape}, expected {num_rows} rows")
-    return array
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("not an .npy file of version 1.0")
+        shape, _, found = np.lib.format.read_array_header_1_0(file)
+    except Exception as error:  # numpy's parser has many ways to say that this is no header
+        raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from None
+    if found != dtype or shape != (num_rows,):
+        raise ValueError(f"{found.itemsize}-byte rows of shape {str(shape)[:40]}, expected {num_rows} rows")
+    content = data[file.tell() :]
+    if len(content) != num_rows * found.itemsize:
+        raise ValueError(f"{len(content)} bytes for {num_rows} rows of {found.itemsize}")
+    return np.frombuffer(bytearray(content), found)
 
 
 def read_index(store: Store, description: Description, shard: Shard) -> NDArray[np.void]:
@@ -163,34 +188,51 @@ def read_index(store: Store, description: Description, shard: Shard) -> NDArray[
 
     Raises ValueError for a missing or damaged file.
     """
-    tar, index = f"shards/{shard.name}.tar", f"index/{shard.name}.npy"
     try:
-        size = store.size(tar)
-        data = store.read(index)
-    except FileNotFoundError as error:
-        raise ValueError(f"{error.filename}: is missing; copy the shard set again, or make it again") from None
+        size = store.size(shard.tar)
+    except FileNotFoundError:
+        raise missing(store, shard.tar) from None
     if size != shard.bytes:
-        raise ValueError(f"{store.url}/{tar}: {size} bytes, written were {shard.bytes}; copy the shard set again")
+        raise ValueError(f"{store.url}/{shard.tar}: {size} bytes, written were {shard.bytes}; copy the shard set again")
+    return read_rows(store, description, shard)
+
+
+def read_rows(store: Store, description: Description, shard: Shard) -> NDArray[np.void]:
+    """As `read_index`, without a look at the tar."""
     try:
+        if store.size(shard.index) > shard.rows * INDEX_ROW.itemsize + _NPY_HEADER_BYTES:
+            raise ValueError(f"too large for {shard.rows} rows")
+        data = store.read(shard.index)
         if zlib.crc32(data) != shard.index_crc32:
             raise ValueError("it fails its checksum")
         rows = decode_array(data, INDEX_ROW, shard.rows)
         _check_rows(rows, shard, description.audio_files)
+    except FileNotFoundError:
+        raise missing(store, shard.index) from None
     except ValueError as error:
         raise ValueError(
-            f"{store.url}/{index}: damaged ({error}); copy the shard set again, or make it again"
+            f"{store.url}/{shard.index}: damaged ({error}); copy the shard set again, or make it again"
         ) from None
     return rows
+
+
+def missing(store: Store, name: str) -> ValueError:
+    """What is said of a file that dataset.json names and that is not there."""
+    return ValueError(f"{store.url}/{name}: is missing; copy the shard set again, or make it again")
 
 
 def _check_rows(rows: NDArray[np.void], shard: Shard, audio_files: tuple[AudioFile, ...]) -> None:
     sizes = np.array([*(file.bytes for file in audio_files), shard.bytes], np.uint64)  # OWN_TAR is the last
     inside = (rows["audio_file"] >= OWN_TAR) & (rows["audio_file"] < len(audio_files))
-    inside &= rows["audio_offset"] < np.uint64(2**62)  # so that no sum below overflows
-    inside &= rows["json_offset"] < np.uint64(2**62)
+    inside &= rows["audio_offset"] < np.uint64(_MAX_NUMBER)
+    inside &= rows["json_offset"] < np.uint64(_MAX_NUMBER)
     file_sizes = sizes[np.where(inside, rows["audio_file"], OWN_TAR)]
     inside &= rows["audio_offset"] + rows["audio_size"] <= file_sizes
     inside &= rows["json_offset"] + rows["json_size"] <= np.uint64(shard.bytes)
+    inside &= rows["json_offset"] >= _BLOCK
+    own, audio_end = rows["audio_file"] == OWN_TAR, rows["audio_offset"] + rows["audio_size"]
+    side_by_side = (rows["json_offset"] >= audio_end) & (rows["json_offset"] < audio_end + np.uint64(2 * _BLOCK))
+    inside &= ~own | ((rows["audio_offset"] >= _BLOCK) & side_by_side)  # they are read as one
     inside &= (rows["audio_size"] <= MAX_AUDIO_BYTES) & (rows["json_size"] <= MAX_RECORD_BYTES)
     inside &= (rows["emotion"] >= -1) & (rows["emotion"] < len(EMOTIONS)) & (rows["num_samples"] > 0)
     if not inside.all():

@@ -37,7 +37,8 @@ def _checked(cls: type, record: Mapping[str, Any], types: Mapping[str, tuple[typ
     return values
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """False for half a character (a lone surrogate), which JSON can say and no file can hold."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -74,7 +75,7 @@ class Utterance:
         if self.emotion is not None and self.emotion not in EMOTIONS:
             raise ValueError(f"unknown emotion {self.emotion!r}; known are {', '.join(EMOTIONS)}, or null for none")
         for name, value in dataclasses.asdict(self).items():
-            if isinstance(value, str) and not _is_unicode(value):
+            if isinstance(value, str) and not is_unicode(value):
                 raise ValueError(f"field {name!r} holds half a character (a lone surrogate): {value!r}")
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"field {name!r} must be a finite number, got {value}")

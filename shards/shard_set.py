@@ -39,12 +39,14 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class _File:
+class StoredFile:
+    """A file, and the store through which it is read."""
+
     store: Store
     name: str
 
     def __str__(self) -> str:
-        return f"{self.store.url}/{self.name}" if "://" not in self.name else self.name
+        return self.name if self.name.startswith("/") else f"{self.store.url}/{self.name}"
 
 
 class ShardSet:
@@ -61,7 +63,7 @@ class ShardSet:
         self.prompt = descriptions[0].prompt
         self.corpora = {name: name_hash(name) for description in descriptions for name in description.corpora}
         self.shards: list[tuple[Store, Shard]] = []
-        self._audio_files: list[_File] = []
+        self._audio_files: list[StoredFile] = []
         parts = []
         for store, description in zip(stores, descriptions, strict=True):
             if description.prompt != self.prompt:
@@ -70,14 +72,14 @@ class ShardSet:
                     f"{stores[0].url} under {self.prompt!r}; only sets of one prompt can be read together"
                 )
             for shard in description.shards:
+                index = read_index(store, description, shard)
                 parts.append(np.empty(shard.rows, _ROW))
                 parts[-1]["shard"] = len(self.shards)
-                index = read_index(store, description, shard)
                 index["audio_file"][index["audio_file"] != OWN_TAR] += len(self._audio_files)
                 for name in INDEX_ROW.names or ():
                     parts[-1][name] = index[name]
                 self.shards.append((store, shard))
-            self._audio_files += [_audio_file(store, file.path) for file in description.audio_files]
+            self._audio_files += [audio_file(store, file.path) for file in description.audio_files]
         self.rows: NDArray[np.void] = np.concatenate(parts) if parts else np.empty(0, _ROW)
         hashes = self.rows["id_hash"]
         if len(stores) > 1 and len(np.unique(hashes)) < len(hashes):
@@ -154,7 +156,7 @@ class ShardSet:
 
     def _fetch(self, rows: Sequence[int]) -> Iterator[tuple[bytes, bytes]]:
         """(audio, record) of each row; one range for both where they lie side by side."""
-        ranges: list[tuple[_File, int, int]] = []
+        ranges: list[tuple[StoredFile, int, int]] = []
         for row in rows:
             (file, start, size), (tar, json_start, json_size) = self._audio_range(row), self._json_range(row)
             if file == tar:
@@ -170,7 +172,7 @@ class ShardSet:
             else:
                 yield first, next(data)
 
-    def _read_ranges(self, ranges: Sequence[tuple[_File, int, int]]) -> list[bytes]:
+    def _read_ranges(self, ranges: Sequence[tuple[StoredFile, int, int]]) -> list[bytes]:
         by_store: dict[int, list[int]] = {}
         for i, (file, _, _) in enumerate(ranges):
             by_store.setdefault(id(file.store), []).append(i)
@@ -181,22 +183,23 @@ class ShardSet:
                 data[i] = part
         return data
 
-    def _tar(self, row: int) -> _File:
+    def _tar(self, row: int) -> StoredFile:
         store, shard = self.shards[int(self.rows[row]["shard"])]
-        return _File(store, f"shards/{shard.name}.tar")
+        return StoredFile(store, shard.tar)
 
-    def _audio_range(self, row: int) -> tuple[_File, int, int]:
+    def _audio_range(self, row: int) -> tuple[StoredFile, int, int]:
         entry = self.rows[row]
         file = self._tar(row) if entry["audio_file"] == OWN_TAR else self._audio_files[int(entry["audio_file"])]
         return file, int(entry["audio_offset"]), int(entry["audio_size"])
 
-    def _json_range(self, row: int) -> tuple[_File, int, int]:
+    def _json_range(self, row: int) -> tuple[StoredFile, int, int]:
         entry = self.rows[row]
         return self._tar(row), int(entry["json_offset"]), int(entry["json_size"])
 
 
-def _audio_file(store: Store, path: str) -> _File:
+def audio_file(store: Store, path: str) -> StoredFile:
+    """The file that a path in `audio_files` of the set in `store` means."""
     if "://" in path:
         folder, _, name = path.rpartition("/")
-        return _File(open_store(folder), name)
-    return _File(store, path)
+        return StoredFile(open_store(folder), name)
+    return StoredFile(store, path)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from shards.index import INDEX_ROW, OWN_TAR, name_hash
 from shards.sample import EMOTIONS, Continuation, Utterance
 
-_BLOCK = tarfile.BLOCKSIZE
+BLOCK = tarfile.BLOCKSIZE
 _MAX_KEY = 60
 
 
@@ -83,7 +83,7 @@ class TarShard:
                 self._file.file.close()
             return
         with self._file.file as file:
-            self._file.write(bytes(2 * _BLOCK + -(self._file.size + 2 * _BLOCK) % tarfile.RECORDSIZE))
+            self._file.write(bytes(2 * BLOCK + -(self._file.size + 2 * BLOCK) % tarfile.RECORDSIZE))
             file.flush()
             os.fsync(file.fileno())
 
@@ -93,14 +93,14 @@ class TarShard:
         """Append `key.flac` (if `audio` is a FLAC file) and `key.json`. `num_samples` are at 16 kHz."""
         key, record = sample_key(utterance.id), encode_record(utterance, continuation)
         parts: list[bytes] = []
-        offset = self._file.size + _BLOCK
+        offset = self._file.size + BLOCK
         if isinstance(audio, bytes):
             parts += _member(f"{key}.flac", audio)
             audio = AudioAt(OWN_TAR, offset, len(audio), zlib.crc32(audio))
-            offset += _padded(audio.size) + _BLOCK
+            offset += padded(audio.size) + BLOCK
         parts += _member(f"{key}.json", record)
         self._file.write(b"".join(parts))
-        assert self._file.size == offset + _padded(len(record))
+        assert self._file.size == offset + padded(len(record))
         self._rows.append(
             (
                 name_hash(utterance.id), name_hash(utterance.corpus), name_hash(utterance.speaker),
@@ -121,12 +121,18 @@ class TarShard:
         return self._file.hash.hexdigest()
 
 
-def _padded(size: int) -> int:
-    return -(-size // _BLOCK) * _BLOCK
+def padded(size: int) -> int:
+    """Bytes that a member of `size` takes in a tar."""
+    return -(-size // BLOCK) * BLOCK
+
+
+def member_header(name: str, size: int) -> bytes:
+    """What stands before a file: no owner, no time, read-only."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = size, 0o444
+    return info.tobuf(tarfile.USTAR_FORMAT)
 
 
 def _member(name: str, data: bytes) -> tuple[bytes, bytes, bytes]:
-    """Header, content and padding of one file: no owner, no time, read-only."""
-    info = tarfile.TarInfo(name)
-    info.size, info.mode = len(data), 0o444
-    return info.tobuf(tarfile.USTAR_FORMAT), data, bytes(_padded(len(data)) - len(data))
+    """Header, content and padding of one file."""
+    return member_header(name, len(data)), data, bytes(padded(len(data)) - len(data))

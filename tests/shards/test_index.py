@@ -2,77 +2,26 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
-import tarfile
-from collections.abc import Callable
+import resource
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from shards.audio import load_audio
-from shards.pipeline import ShardJob, Summary
-from shards.prompts import ChatTemplate
-from shards.sample import EMOTIONS, Utterance
-from shards.shard_set import CorruptSample, ShardSet
-from shards.tokens import token_counts
+from shards.index import INDEX_ROW
+from shards.shard_set import CorruptSample, Sample, ShardSet
+from tests.shards.sets import edit
 
 
-def test_every_sample_is_what_went_in(shard_set: ShardSet, corpus: Path) -> None:
-    samples = {sample.utterance.id: sample for sample in map(shard_set.read, range(len(shard_set)))}
-    assert len(samples) == len(shard_set) == 23
-    for line in corpus.read_text().splitlines():
-        utterance = Utterance.from_json(json.loads(line))
-        sample = samples[utterance.id]
-        assert sample.utterance == utterance  # its audio path still relative: no path of this machine in a shard
-        assert sample.continuation.text == f"and {utterance.emotion} {utterance.text}"
-        assert np.array_equal(sample.waveform, load_audio(corpus.parent / utterance.audio))
-
-
-def test_the_index_says_what_the_samples_hold(shard_set: ShardSet) -> None:
-    for row in range(len(shard_set)):
-        sample = shard_set.read(row)
-        assert shard_set.record(row) == (sample.utterance, sample.continuation)
-        assert shard_set.rows[row]["num_samples"] == len(sample.waveform)
-        assert sample.utterance.emotion == EMOTIONS[shard_set.rows[row]["emotion"]]
-
-
-def test_stock_webdataset_and_tarfile_read_the_same_bytes(shard_set: ShardSet) -> None:
-    import webdataset
-
-    tars = sorted((Path(shard_set.url) / "shards").glob("*.tar"))
-    by_key = {}
-    for item in webdataset.WebDataset([str(tar) for tar in tars], shardshuffle=False):
-        by_key[json.loads(item["json"])["id"]] = (item["__key__"], item["flac"])
-    for row in range(len(shard_set)):
-        sample = shard_set.read(row)
-        key, flac = by_key.pop(sample.utterance.id)
-        assert np.array_equal(soundfile.read(io.BytesIO(flac), dtype="int16")[0], sample.waveform)
-        with tarfile.open(tars[shard_set.rows[row]["shard"]]) as tar:
-            member = tar.getmember(f"{key}.flac")
-            assert (member.offset_data, member.size, member.mtime) == (
-                shard_set.rows[row]["audio_offset"],
-                len(flac),
-                0,
-            )
-    assert not by_key
-
-
-def test_a_flipped_byte_names_shard_and_row_and_nothing_else_suffers(shard_set: ShardSet) -> None:
-    entry = shard_set.rows[5]
-    tar = sorted((Path(shard_set.url) / "shards").glob("*.tar"))[entry["shard"]]
-    data = bytearray(tar.read_bytes())
-    data[int(entry["audio_offset"]) + 100] ^= 1
-    tar.write_bytes(data)
-    with pytest.raises(CorruptSample, match=f"{tar} row 1: the audio fails its checksum"):
-        shard_set.read(5)
-    shard_set.record(5)
-    data[int(entry["json_offset"]) + 3] ^= 1
-    tar.write_bytes(data)
-    with pytest.raises(CorruptSample, match="record fails its checksum"):
-        shard_set.record(5)
-    assert all(shard_set.read(row) for row in range(len(shard_set)) if row != 5)
+def test_a_folder_that_is_no_shard_set_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="make one with `blsp shard RECIPE`"):
+        ShardSet.open(tmp_path)
+    (tmp_path / "job.json").write_text("{}")
+    with pytest.raises(ValueError, match="unfinished; run the same `blsp shard` again"):
+        ShardSet.open(tmp_path)
 
 
 def test_damage_that_opening_can_see_is_refused(shard_set: ShardSet) -> None:
@@ -103,41 +52,83 @@ def test_an_index_never_runs_pickled_code(shard_set: ShardSet) -> None:
         ShardSet.open(shard_set.url)
 
 
-def test_a_folder_that_is_no_shard_set_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="make one with `blsp shard RECIPE`"):
-        ShardSet.open(tmp_path)
-    (tmp_path / "job.json").write_text("{}")
-    with pytest.raises(ValueError, match="unfinished; run the same `blsp shard` again"):
-        ShardSet.open(tmp_path)
+def opened(root: Path) -> str | None:
+    """What refuses the set; None when it opens."""
+    try:
+        ShardSet.open(root)
+    except ValueError as error:
+        assert len(str(error)) < 1500
+        return str(error)
+    return None
 
 
-def test_a_copy_in_another_process_reads_the_same(shard_set: ShardSet) -> None:
-    shard_set.read(0)
-    assert pickle.loads(pickle.dumps(shard_set)).read(0).utterance == shard_set.read(0).utterance  # noqa: S301
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(2**70),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = ["format", "dataset_id", "prompt", "corpora", "shards", "audio_files"]
+ANY_TEST = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def test_tokens_are_counted_once_per_tokenizer(shard_set: ShardSet, template: ChatTemplate) -> None:
-    counts = token_counts(shard_set, template)
-    for row in (0, 7, 22):
-        utterance, continuation = shard_set.record(row)
-        response = template.response(continuation.text, continuation.finished)
-        assert counts[row].tolist() == (len(template.encode(utterance.text)), len(response))
-    (kept, *others) = sorted((Path(shard_set.url) / "tokens" / template.fingerprint).iterdir())
-    assert len(others) == 5
-    first = counts[:4]
-    assert np.array_equal(np.load(kept), first)
-    np.save(kept, np.roll(first, 1))
-    assert np.array_equal(token_counts(shard_set, template)[:4], np.roll(first, 1))
-    kept.write_bytes(b"damaged")
-    assert np.array_equal(token_counts(shard_set, template), counts)
+@ANY_TEST
+@given(data=st.data())
+def test_whatever_dataset_json_says_the_answer_is_a_sentence(shard_set: ShardSet, data: st.DataObject) -> None:
+    path = Path(shard_set.url) / "dataset.json"
+    intact = path.read_bytes()
+    try:
+        if data.draw(st.booleans()):
+            path.write_bytes(data.draw(st.binary(max_size=30) | st.sampled_from([b"[" * 10**5, b"9" * 10**4, b"{}"])))
+        else:
+            record = json.loads(intact)
+            field = data.draw(st.sampled_from(FIELDS))
+            inner = record[field][0] if field in ("shards", "corpora") and data.draw(st.booleans()) else record
+            inner[field if inner is record else data.draw(st.sampled_from(sorted(inner)))] = data.draw(JSON)
+            path.write_text(json.dumps(record))
+        refused = opened(Path(shard_set.url))
+        assert refused is None or str(shard_set.url) in refused
+    finally:
+        path.write_bytes(intact)
 
 
-def test_the_same_work_gives_the_same_bytes(job: ShardJob, make_shards: Callable[..., Summary], tmp_path: Path) -> None:
-    from dataclasses import replace
+@ANY_TEST
+@given(data=st.data())
+def test_whatever_an_index_holds_the_answer_is_a_sentence(shard_set: ShardSet, data: st.DataObject) -> None:
+    """Also with a checksum that fits: whoever made the damage may have made that too."""
+    root = Path(shard_set.url)
+    record = json.loads((root / "dataset.json").read_text())
+    index = root / "index" / f"{record['shards'][0]['name']}.npy"
+    intact = index.read_bytes()
+    changed = bytearray(intact)
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(intact) - 1) | st.integers(0, 127))
+        changed[place : place + data.draw(st.integers(0, 8))] = data.draw(st.binary(max_size=8))
+    try:
+        index.write_bytes(changed)
+        record["shards"][0]["index_crc32"] = zlib.crc32(changed)
+        edit(root, shards=record["shards"])
+        if (refused := opened(root)) is None:
+            read = ShardSet.open(root)
+            for sample in read.read_many(range(4)):
+                assert isinstance(sample, Sample | CorruptSample)
+        else:
+            assert f"{index}: damaged (" in refused
+    finally:
+        index.write_bytes(intact)
+        record["shards"][0]["index_crc32"] = zlib.crc32(intact)
+        edit(root, shards=record["shards"])
 
-    first, second = (make_shards(replace(job, out=tmp_path / name)) for name in ("one", "two"))
-    assert first == second
-    for folder in ("shards", "index", "commits"):
-        files = [sorted((tmp_path / name / folder).iterdir()) for name in ("one", "two")]
-        assert [p.name for p in files[0]] == [p.name for p in files[1]]
-        assert [p.read_bytes() for p in files[0]] == [p.read_bytes() for p in files[1]]
+
+@pytest.mark.parametrize("rows", [10**9, 2**61])
+def test_a_header_that_claims_much_takes_no_memory(shard_set: ShardSet, rows: int) -> None:
+    root = Path(shard_set.url)
+    record = json.loads((root / "dataset.json").read_text())
+    index = root / "index" / f"{record['shards'][0]['name']}.npy"
+    content = io.BytesIO()
+    np.lib.format.write_array_header_1_0(content, {"descr": INDEX_ROW.descr, "fortran_order": False, "shape": (rows,)})
+    index.write_bytes(content.getvalue() + bytes(4 * INDEX_ROW.itemsize))
+    record["shards"][0] |= {"rows": rows, "index_crc32": zlib.crc32(index.read_bytes())}
+    edit(root, shards=record["shards"])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "damaged (" in (opened(root) or "")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000

@@ -1,17 +1,25 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import re
 import resource
-from collections.abc import Iterator
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shards.pipeline import ShardJob, Summary
 from shards.sample import Utterance
+from shards.shard_set import ShardSet
 from shards.tar import AudioAt, TarShard, encode_record, sample_key
 
 UTTERANCES = [Utterance(id=f"wäv/{i}", audio=f"{i}.wav", text="schön", corpus="c") for i in range(25)]
@@ -60,3 +68,31 @@ def test_what_the_disk_does_not_take_is_an_error_of_the_shard(number: int, tmp_p
     with pytest.raises(OSError, match="File too large"), TarShard(tmp_path / "a.tar") as shard:
         for utterance in number * UTTERANCES[:1]:
             shard.add(utterance, None, bytes(100_000), 16000)
+
+
+def test_stock_webdataset_and_tarfile_read_the_same_bytes(shard_set: ShardSet) -> None:
+    tars = sorted((Path(shard_set.url) / "shards").glob("*.tar"))
+    by_key = {}
+    for item in webdataset.WebDataset([str(tar) for tar in tars], shardshuffle=False):
+        by_key[json.loads(item["json"])["id"]] = (item["__key__"], item["flac"])
+    for row in range(len(shard_set)):
+        sample = shard_set.read(row)
+        key, flac = by_key.pop(sample.utterance.id)
+        assert np.array_equal(soundfile.read(io.BytesIO(flac), dtype="int16")[0], sample.waveform)
+        with tarfile.open(tars[shard_set.rows[row]["shard"]]) as tar:
+            member = tar.getmember(f"{key}.flac")
+            assert (member.offset_data, member.size, member.mtime) == (
+                shard_set.rows[row]["audio_offset"],
+                len(flac),
+                0,
+            )
+    assert not by_key
+
+
+def test_the_same_work_gives_the_same_bytes(job: ShardJob, make_shards: Callable[..., Summary], tmp_path: Path) -> None:
+    first, second = (make_shards(replace(job, out=tmp_path / name)) for name in ("one", "two"))
+    assert first == second
+    for folder in ("shards", "index", "commits"):
+        files = [sorted((tmp_path / name / folder).iterdir()) for name in ("one", "two")]
+        assert [p.name for p in files[0]] == [p.name for p in files[1]]
+        assert [p.read_bytes() for p in files[0]] == [p.read_bytes() for p in files[1]]

@@ -1,0 +1,107 @@
+"""A shard set that is made from what is already on disk, without an LLM: shards one by one, dataset.json at the end.
+
+The same call on the same folder goes on from what an earlier one committed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+from shards.audio import SAMPLE_RATE
+from shards.index import FORMAT, AudioFile, Shard, dataset_id, encode_array
+from shards.store import Store, open_store
+from shards.tar import TarShard
+
+_FOLDERS = ("shards", "index", "commits")
+
+
+class NewSet:
+    """A root that this process alone writes to; `store` is where its files go."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    @classmethod
+    @contextmanager
+    def begin(cls, root: str | Path, job: dict[str, Any]) -> Iterator[Self]:
+        """Hold `root` (made if missing) for a set made by `job`, which must say all that its bytes depend on.
+
+        Raises ValueError when the root holds, or will hold, something else, or a finished set.
+        """
+        store = open_store(root)
+        with store.lock():
+            present = {*store.names(""), *store.folders("")} - {".lock", "_tmp"}
+            if "dataset.json" in present:
+                raise ValueError(f"{store.url}: holds a finished shard set; choose another folder or remove it")
+            if present and (not present >= {"job.json"} or json.loads(store.read("job.json")) != job):
+                raise ValueError(f"{store.url}: holds something else; choose another folder or remove it")
+            store.write("job.json", json.dumps(job, indent=1, ensure_ascii=False).encode())
+            for leftover in store.scratch().iterdir():  # of a killed call: the lock says that nobody else is here
+                leftover.unlink()
+            yield cls(store)
+
+    def committed(self, number: int) -> dict[str, Any] | None:
+        """What `commit` was told for this number, None while it was not."""
+        try:
+            record: dict[str, Any] = json.loads(self.store.read(_commit_name(number)))
+        except FileNotFoundError:
+            return None
+        return record
+
+    def commit(self, number: int, record: dict[str, Any]) -> None:
+        """Part `number` is done; `record` is what `finish` has to know of it."""
+        self.store.write(_commit_name(number), json.dumps(record, ensure_ascii=False).encode())
+
+    def write_shard(self, number: int, fill: Callable[[TarShard], None]) -> Shard | None:
+        """Shard `number` with the samples that `fill` adds; None, and no file, when it adds none."""
+        path = self.store.scratch() / f"{number:06d}.tar"
+        path.unlink(missing_ok=True)
+        with TarShard(path) as tar:
+            fill(tar)
+        rows = tar.index
+        if not len(rows):
+            path.unlink()
+            return None
+        index = encode_array(rows)
+        shard = Shard(
+            name=f"{number:06d}-{tar.digest}",
+            rows=len(rows),
+            bytes=path.stat().st_size,
+            num_samples=int(rows["num_samples"].sum()),
+            index_crc32=zlib.crc32(index),
+        )
+        self.store.put(path, shard.tar)
+        self.store.write(shard.index, index)
+        return shard
+
+    def finish(
+        self, shards: Sequence[Shard], audio_files: Sequence[AudioFile], num_parts: int, about: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Delete what this set does not consist of, and write dataset.json, which `about` completes. Returns it."""
+        keep = {name for shard in shards for name in (shard.tar, shard.index)}
+        keep |= {_commit_name(number) for number in range(num_parts)}
+        for folder in _FOLDERS:
+            for name in self.store.names(folder):
+                if f"{folder}/{name}" not in keep:
+                    self.store.delete(f"{folder}/{name}")
+        record = {
+            "format": FORMAT,
+            "dataset_id": dataset_id(list(shards)),
+            "written": sum(shard.rows for shard in shards),
+            "hours": sum(shard.num_samples for shard in shards) / SAMPLE_RATE / 3600,
+            **about,
+            "audio_files": [dataclasses.asdict(file) for file in audio_files],
+            "shards": [dataclasses.asdict(shard) for shard in shards],
+        }
+        self.store.write("dataset.json", json.dumps(record, indent=1, ensure_ascii=False).encode())
+        return record
+
+
+def _commit_name(number: int) -> str:
+    return f"commits/{number:06d}.json"

@@ -1,0 +1,71 @@
+"""`blsp shard` beside a recipe: looking after sets that are there."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from launcher.cli import main
+from shards.audio import encode_flac
+from shards.new_set import NewSet
+from shards.sample import Utterance
+from shards.tar import TarShard
+
+
+def blsp(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["blsp", *arguments])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert isinstance(left.value.code, int)
+    return left.value.code
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A set of two shards of three clips; speakers `anna` and `bert` in turn."""
+
+    def fill(tar: TarShard, number: int) -> None:
+        for i in range(3 * number, 3 * number + 3):
+            utterance = Utterance(id=f"u{i}", audio=f"{i}.wav", text="t", corpus="c", speaker=("anna", "bert")[i % 2])
+            tar.add(utterance, None, encode_flac(np.arange(100 * i, 100 * i + 8000).astype(np.int16)), 8000)
+
+    with NewSet.begin(tmp_path / "set", {}) as new:
+        shards = [new.write_shard(number, lambda tar, n=number: fill(tar, n)) for number in range(2)]  # type: ignore[misc]
+        corpora = [{"corpus": "c", "licence": "CC0", "clips": 6}]
+        new.finish([shard for shard in shards if shard], [], 0, {"prompt": None, "corpora": corpora})
+    return tmp_path / "set"
+
+
+def test_a_first_word_that_is_no_command_is_a_recipe(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert blsp(monkeypatch, "shard", "no_such_recipe", "out=x") == 2
+    assert "no recipe file or shipped recipe 'no_such_recipe'" in capsys.readouterr().err
+    assert blsp(monkeypatch, "shard", "--help") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "RECIPE [SECTION.FIELD=VALUE]... | COMMAND" in shown
+    assert " verify " in shown
+    assert " recipe " not in shown.split("Commands")[1]
+
+
+def test_verify_says_one_line_of_an_intact_set_and_one_per_damage(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert blsp(monkeypatch, "shard", "verify", str(root)) == 0
+    assert (
+        capsys.readouterr().out.splitlines()[-1].startswith(f"{root}: intact; all 6 samples of 2 shards read, 0.00 h, ")
+    )
+    assert blsp(monkeypatch, "shard", "verify", str(root), "--fast") == 0
+    assert "6 of 6 samples" in capsys.readouterr().out
+    (tar, _) = sorted((root / "shards").iterdir())
+    data = tar.read_bytes()
+    tar.write_bytes(data[:600] + bytes([data[600] ^ 1]) + data[601:])
+    assert blsp(monkeypatch, "shard", "verify", str(root)) == 1
+    shown = capsys.readouterr().out.splitlines()
+    assert f"{tar} row 0: the audio fails its checksum" in shown
+    assert shown[-1] == f"{root}: 1 damage in 1 of 2 shards"
+    assert blsp(monkeypatch, "shard", "verify", str(root.parent)) == 2
+    assert "not a shard set; make one with `blsp shard RECIPE`" in capsys.readouterr().err
