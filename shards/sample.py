@@ -74,7 +74,7 @@ class Utterance:
             raise ValueError("field 'id' is empty")
         if self.emotion is not None and self.emotion not in EMOTIONS:
             raise ValueError(f"unknown emotion {self.emotion!r}; known are {', '.join(EMOTIONS)}, or null for none")
-        for name, value in dataclasses.asdict(self).items():
+        for name, value in vars(self).items():
             if isinstance(value, str) and not is_unicode(value):
                 raise ValueError(f"field {name!r} holds half a character (a lone surrogate): {value!r}")
             if isinstance(value, float) and not math.isfinite(value):
@@ -95,7 +95,7 @@ class Utterance:
 
     def to_json(self) -> dict[str, Any]:
         """Fields in declaration order, without those that are None."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,4 +118,4 @@ class Continuation:
 
     def to_json(self) -> dict[str, Any]:
         """All four fields in declaration order."""
-        return dataclasses.asdict(self)
+        return dict(vars(self))
