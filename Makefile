@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-fast check clean
+.PHONY: quickstart test test-fast check bench-data clean
 
 quickstart: .venv/installed
 	$(BIN)/blsp quickstart
@@ -18,6 +18,10 @@ check: .venv/installed
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# Beside lhotse and webdataset, which nothing else needs. OUT=figures.json keeps the figures.
+bench-data: .venv/bench-installed
+	$(BIN)/python -m tests.bench.data $(if $(OUT),--out $(OUT))
+
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis quickstart
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -29,4 +33,8 @@ clean:
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,miniature]'
+	@touch $@
+
+.venv/bench-installed: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,miniature,bench]'
 	@touch $@

@@ -34,6 +34,7 @@ setup(
         "typer>=0.20,<1",
     ],
     extras_require={
+        "bench": ["lhotse>=1.33,<2"],
         "miniature": ["espeakng-loader>=0.2.4,<0.3"],
         "dev": [
             "hypothesis>=6.140,<7",
