@@ -26,7 +26,7 @@ from blsp import checkpoint, zero
 from blsp.losses import Losses
 from blsp.model import EXPORT_CONFIG, EXPORT_WEIGHTS
 from blsp.provenance import versions
-from blsp.recipe import TrainRecipe
+from blsp.recipe import StageSection, TrainRecipe
 from blsp.run import OnStep, Run, join, prepare, together
 from blsp.schedule import learning_rate_factor
 from cluster.files import write_atomically
@@ -142,15 +142,24 @@ def _lr_factor(run: Run, step: int) -> float:
     return learning_rate_factor(step, run.total_steps, optim.warmup_steps, optim.schedule)
 
 
+def _means(stage: StageSection, sums: Tensor) -> dict[str, float]:
+    """What is logged of a stage's losses, from the sums over all steps since the last line."""
+    total = {f.name: float(value) for f, value in zip(fields(Losses), sums, strict=True)}
+    rows, ends, labelled = (max(1.0, total[name]) for name in ("num_rows", "num_end", "num_labelled"))
+    means = {"ce": total["ce_sum"] / rows, "kl": total["kl_sum"] / rows, "emotion": total["emotion_sum"] / labelled}
+    scalars: dict[str, float] = {name: means[name] for name in stage.losses}
+    scalars["loss"] = sum(weight * means[name] for name, weight in stage.losses.items())
+    if "kl" in stage.losses:
+        scalars["kl_t1"] = total["kl_t1_sum"] / rows
+    if total["num_end"]:
+        scalars |= {f"{name}_end": total[f"{name}_end_sum"] / ends for name in ("ce", "kl") if name in stage.losses}
+    if "emotion" in stage.losses:
+        scalars["emotion_accuracy"] = total["num_correct"] / labelled
+    return scalars
+
+
 def _log(run: Run, seconds: float, audio_s: float, num_tokens: int) -> None:
-    sums = {f.name: float(value) for f, value in zip(fields(Losses), run.sums, strict=True)}
-    rows, labelled = max(1.0, sums["num_rows"]), max(1.0, sums["num_labelled"])
-    means = {"ce": sums["ce_sum"] / rows, "kl": sums["kl_sum"] / rows, "emotion": sums["emotion_sum"] / labelled}
-    losses = run.recipe.stage.losses
-    scalars: dict[str, float] = {name: means[name] for name in losses}
-    scalars["loss"] = sum(weight * means[name] for name, weight in losses.items())
-    if "emotion" in losses:
-        scalars["emotion_accuracy"] = sums["num_correct"] / labelled
+    scalars = _means(run.recipe.stage, run.sums)
     scalars["grad_norm"] = float(run.engine.get_global_grad_norm() or 0.0)
     for group in run.engine.optimizer.param_groups:
         scalars[f"lr_{group['name']}"] = group["lr"]

@@ -1,12 +1,14 @@
 """LoRA on the LLM through peft's public API, with the authors' scope: the delta acts at speech positions only.
 
 One `LoraGate` is shared by all layers. It multiplies the output of each `lora_A`, so a gate of zero gives the base
-model bit for bit. Set it once per micro-batch and leave it until backward is done: gradient checkpointing runs the
-forward again and must see the same gate.
+model bit for bit. Gradient checkpointing runs the forward again, when the gate may have moved on: give it
+`LoraGate.remembered`, so that every segment is computed again with the gate that it had.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from peft import LoraConfig, inject_adapter_in_model
@@ -32,6 +34,20 @@ class LoraGate:
         steps of decoding, to the base model; scope "all" acts at every position."""
         self._everywhere = self.scope == "all"
         self._gate = None if self._everywhere else speech_mask[..., None]
+
+    def remembered(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """torch's `context_fn` for a checkpointed segment: what surrounds its forward (nothing), and what surrounds its
+        recomputation (the gate as it is now)."""
+        return nullcontext(), self._as_in((self._gate, self._everywhere))
+
+    @contextmanager
+    def _as_in(self, then: tuple[Tensor | None, bool]) -> Iterator[None]:
+        now = self._gate, self._everywhere
+        self._gate, self._everywhere = then
+        try:
+            yield
+        finally:
+            self._gate, self._everywhere = now
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         if self._everywhere:

@@ -1,11 +1,12 @@
-"""The three losses, as sums over rows: the engine divides by the step's planned counts.
+"""The three losses: row by row, then as sums, which the engine divides by the step's planned counts.
 
 R response rows, D hidden width, V vocabulary. Logits exist only for the rows that a loss needs and only one chunk at
-a time, forward and backward: `lm_head` runs inside a checkpoint.
+a time, forward and backward: `lm_head` runs inside a checkpoint. Everything after the logits is in float32.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -18,12 +19,20 @@ _ROWS_PER_CHUNK = 512
 
 @dataclass
 class Losses:
-    """Sums over one micro-batch, and the counts they belong to. `total` is what is differentiated."""
+    """Sums over one micro-batch, and the counts they belong to. `total` is what is differentiated.
+
+    `end` is the position that predicts the end of the turn, one in each finished response: knowing when to stop is
+    learnt there alone, and the mean over all rows would hide it.
+    """
 
     total: Tensor
     ce_sum: Tensor
     kl_sum: Tensor
+    kl_t1_sum: Tensor  # at temperature 1, whatever the stage's: comparable between recipes
     num_rows: Tensor
+    ce_end_sum: Tensor
+    kl_end_sum: Tensor
+    num_end: Tensor
     emotion_sum: Tensor
     num_correct: Tensor
     num_labelled: Tensor
@@ -33,35 +42,43 @@ class Losses:
         return torch.stack([getattr(self, field.name).detach().double() for field in fields(self)])
 
 
-def _chunked(function: object, head: nn.Module, hidden: Tensor, *rows: Tensor) -> Tensor:
-    total = hidden.new_zeros((), dtype=torch.float32)
-    for pieces in zip(*(tensor.split(_ROWS_PER_CHUNK) for tensor in (hidden, *rows)), strict=True):
-        total = total + checkpoint(function, head, *pieces, use_reentrant=False)
-    return total
+def _chunked(function: Callable[..., tuple[Tensor, ...]], head: nn.Module, *rows: Tensor) -> tuple[Tensor, ...]:
+    pieces = zip(*(tensor.split(_ROWS_PER_CHUNK) for tensor in rows), strict=True)
+    results = [checkpoint(function, head, *piece, use_reentrant=False) for piece in pieces]
+    return tuple(torch.cat(values) for values in zip(*results, strict=True))
 
 
-def _ce_rows(head: nn.Module, hidden: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
-    return (functional.cross_entropy(head(hidden).float(), targets, reduction="none") * weight).sum()
+def _ce_rows(head: nn.Module, hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    return (functional.cross_entropy(head(hidden).float(), targets, reduction="none"),)
 
 
-def continuation_ce(head: nn.Module, hidden: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
-    """Sum of weight * -log p(target). hidden [R, D] predicts targets [R]; weight [R]."""
-    return _chunked(_ce_rows, head, hidden, targets, weight)
+def continuation_ce(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+    """-log p(target), float32 [R]. hidden [R, D] predicts targets [R]."""
+    (rows,) = _chunked(_ce_rows, head, hidden, targets)
+    return rows
 
 
 def continuation_kl(
-    head: nn.Module, hidden: Tensor, teacher_hidden: Tensor, weight: Tensor, temperature: float
-) -> Tensor:
-    """Sum of weight * KL(teacher || student), both at `temperature`, in float32, without the factor T^2 (as the
-    authors; arXiv 2406.03872, eq. 1). hidden and teacher_hidden [R, D] predict the same response tokens."""
+    head: nn.Module, hidden: Tensor, teacher_hidden: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """KL(teacher || student), float32 [R]: both sides at `temperature`, without the factor T^2 (as the authors; arXiv
+    2406.03872, eq. 1), and, not to be differentiated, at temperature 1. hidden and teacher_hidden [R, D] predict the
+    same response tokens."""
 
-    def kl_rows(head: nn.Module, hidden: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
-        student_log = functional.log_softmax(head(hidden).float() / temperature, -1)
-        teacher_log = functional.log_softmax(head(teacher).float() / temperature, -1)
-        rows = functional.kl_div(student_log, teacher_log, log_target=True, reduction="none").sum(-1)
-        return (rows * weight).sum()
+    def kl_rows(head: nn.Module, hidden: Tensor, teacher: Tensor) -> tuple[Tensor, ...]:
+        student_logits, teacher_logits = head(hidden).float(), head(teacher).float()
+        rows = _kl(student_logits / temperature, teacher_logits / temperature)
+        with torch.no_grad():  # last, so that the recomputation before backward stops before it
+            at_1 = _kl(student_logits, teacher_logits)
+        return rows, at_1
 
-    return _chunked(kl_rows, head, hidden, teacher_hidden, weight)
+    rows, at_1 = _chunked(kl_rows, head, hidden, teacher_hidden)
+    return rows, at_1
+
+
+def _kl(student: Tensor, teacher: Tensor) -> Tensor:
+    student_log, teacher_log = functional.log_softmax(student, -1), functional.log_softmax(teacher, -1)
+    return functional.kl_div(student_log, teacher_log, log_target=True, reduction="none").sum(-1)
 
 
 def emotion_ce(logits: Tensor, emotion: Tensor) -> tuple[Tensor, Tensor, Tensor]:

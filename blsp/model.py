@@ -184,11 +184,14 @@ class SpeechLM(nn.Module):
         return hidden
 
     def _read(self, batch: Batch) -> Tensor:
-        """The text LLM's hidden states [Tt, H] over the words of the clips: the teacher."""
+        """The text LLM's hidden states [Tt, H] over the words of the clips: the teacher, who drops nothing."""
         embeddings = self.llm.get_input_embeddings()(batch.text_input_ids)
         self.gate.close()
+        self.llm.eval()
         with torch.no_grad():
-            return self._decode(embeddings, batch.text_position_ids, batch.text_seq_lens)
+            hidden = self._decode(embeddings, batch.text_position_ids, batch.text_seq_lens)
+        self.llm.train(self.training)
+        return hidden
 
     def _listen(self, batch: Batch, speech: Tensor) -> Tensor:
         """The model's hidden states [T, H] over the clips' speech embeddings [sum S, H]: the student."""
@@ -206,22 +209,28 @@ class SpeechLM(nn.Module):
             encoded, lengths = self.encoder(batch.waveform, batch.num_samples)
         speech, lengths = self.parts["adapter"](encoded, lengths)
         heard = self._listen(batch, speech)
-        hidden = heard[batch.rows]
-
-        zero = hidden.new_zeros((), dtype=torch.float32)
-        ce = continuation_ce(head, hidden, batch.targets, batch.row_weight) if "ce" in stage.losses else zero
-        kl = zero
+        weight, ends = batch.row_weight, batch.targets == self.template.end_of_turn_id
+        ce = kl = kl_t1 = torch.zeros_like(weight)
+        if "ce" in stage.losses:
+            ce = weight * continuation_ce(head, heard[batch.rows], batch.targets)
         if teacher is not None:
             student = heard[batch.rows + shift]
-            kl = continuation_kl(head, student, teacher, batch.row_weight, stage.kl_temperature)
-        emotion, correct, labelled = zero, zero, zero
+            kl, kl_t1 = (weight * rows for rows in continuation_kl(head, student, teacher, stage.kl_temperature))
+            kl = kl * stage.kl_temperature**2 if stage.kl_t2 else kl
+        emotion, correct, labelled = weight.new_zeros(3)
         if "emotion" in stage.losses:
             emotion, correct, labelled = emotion_ce(self.emotion_logits(speech, lengths), batch.emotion)
         total = (
-            (stage.losses.get("ce", 0.0) * ce + stage.losses.get("kl", 0.0) * kl) / max(1, batch.step_response_tokens)
+            (stage.losses.get("ce", 0.0) * ce.sum() + stage.losses.get("kl", 0.0) * kl.sum())
+            / max(1, batch.step_response_tokens)
             + stage.losses.get("emotion", 0.0) * emotion / max(1, batch.step_labelled)
         )  # fmt: skip
-        return Losses(total, ce, kl, batch.row_weight.sum(), emotion, correct, labelled)
+        kl_ends = torch.isin(batch.rows + shift, batch.rows[ends])
+        return Losses(
+            total=total, ce_sum=ce.sum(), kl_sum=kl.sum(), kl_t1_sum=kl_t1.sum(), num_rows=weight.sum(),
+            ce_end_sum=(ce * ends).sum(), kl_end_sum=(kl * kl_ends).sum(), num_end=(weight * ends).sum(),
+            emotion_sum=emotion, num_correct=correct, num_labelled=labelled,
+        )  # fmt: skip
 
     @torch.inference_mode()
     def response_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -97,6 +97,9 @@ class StageSection(Section):
         description="positions that the kl loss compares: 'next', those that predict the response; 'authors', each one "
         "later, as in their code",
     )
+    kl_t2: bool = Field(
+        False, description="multiply the kl loss by kl_temperature squared, as Hinton et al.; the authors do not"
+    )
     prompts: dict[Literal["continue", "continue_tone", "identify"], PositiveFloat] = Field(
         min_length=1, description="share of clips trained under each prompt"
     )

@@ -179,7 +179,7 @@ def _refuse_long_clips(model: SpeechLM, shard_set: ShardSet, path: Path) -> None
 def _checkpoint_activations(model: SpeechLM, which: tuple[str, ...]) -> None:
     parts: dict[str, Any] = {"llm": model.llm, "encoder": model.encoder.whisper}
     for name in which:
-        parts[name].gradient_checkpointing_enable({"use_reentrant": False})
+        parts[name].gradient_checkpointing_enable({"use_reentrant": False, "context_fn": model.gate.remembered})
 
 
 def _resume(run: Run) -> None:

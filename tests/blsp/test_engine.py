@@ -149,6 +149,16 @@ def test_every_step_is_logged_and_the_newest_checkpoints_are_kept(world: World) 
     assert world.checkpoints("straight") == ["step-000010", "step-000012"]
 
 
+@pytest.mark.usefixtures("two_ranks")
+@pytest.mark.parametrize(("name", "loss"), [("straight", "ce"), ("stage_1", "kl")])
+def test_the_end_of_the_turn_and_kl_at_temperature_1_are_logged_apart(world: World, name: str, loss: str) -> None:
+    for line in world.log(name):
+        assert line[f"{loss}_end"] > 0
+        assert line[f"{loss}_end"] != pytest.approx(line[loss], rel=1e-3)
+        assert ("kl_t1" in line, "kl_end" in line) == (loss == "kl", loss == "kl")
+        assert loss != "kl" or line["kl_t1"] > line["kl"]
+
+
 def plain_training(recipe: TrainRecipe) -> tuple[list[float], SpeechLM]:
     """The same training with nothing but torch: total losses' gradients, AdamW, clipping. Returns gradient norms."""
     torch.manual_seed(recipe.data.seed)

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import CheckpointError
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from blsp.lora import LoraGate, add_lora
@@ -90,32 +90,61 @@ def test_scope_all_acts_everywhere(base: Qwen2ForCausalLM, adapted: tuple) -> No
     assert torch.equal(decode(llm, embeddings), decode(base, embeddings))
 
 
-def test_gradient_checkpointing_sees_the_same_gate(adapted: tuple) -> None:
-    llm, layers, gate = adapted
-    embeddings, weights = torch.randn(sum(LENGTHS), 16), torch.randn(sum(LENGTHS), 16)
-    results = []
-    for checkpointing in (False, True):
-        if checkpointing:
-            llm.gradient_checkpointing_enable({"use_reentrant": False})
-        llm.train()
-        gate.close()
-        with torch.no_grad():
-            decode(llm, embeddings)  # the teacher
-        gate.open(SPEECH[None])
-        results.append(torch.autograd.grad((decode(llm, embeddings) * weights).sum(), list(layers.parameters())))
-    torch.testing.assert_close(*results, rtol=0, atol=0)
-    assert all(gradient.any() for gradient in results[0][-4:-2])
+OTHER = SPEECH.roll(2)
 
 
-def test_closing_the_gate_before_backward_is_noticed(adapted: tuple) -> None:
+def two_passes(adapted: tuple, first: Tensor, then: Callable[[LoraGate], None]) -> tuple[Tensor, ...]:
+    """LoRA's gradient through a pass with `first` as its mask, when `then` is done to the gate before backward."""
     llm, layers, gate = adapted
-    llm.gradient_checkpointing_enable({"use_reentrant": False})
+    torch.manual_seed(3)
+    embeddings, weights = torch.randn(2, sum(LENGTHS), 16)
     llm.train()
-    gate.open(SPEECH[None])
-    loss = decode(llm, torch.randn(sum(LENGTHS), 16)).square().sum()
     gate.close()
-    with pytest.raises(CheckpointError, match="different number of tensors"):
-        torch.autograd.grad(loss, list(layers.parameters()))
+    with torch.no_grad():
+        decode(llm, embeddings)  # the teacher
+    gate.open(first[None])
+    loss = (decode(llm, embeddings) * weights).sum()
+    then(gate)
+    return torch.autograd.grad(loss, list(layers.parameters()))
+
+
+@pytest.mark.parametrize(
+    "then",
+    [lambda gate: None, LoraGate.close, lambda gate: gate.open(OTHER[None]), lambda gate: gate.open(SPEECH[None, :9])],
+    ids=["nothing", "closed", "another_mask", "another_length"],
+)
+def test_recomputation_sees_the_mask_of_its_own_pass_whatever_happened_since(
+    adapted: tuple, then: Callable[[LoraGate], None]
+) -> None:
+    llm, _, gate = adapted
+    plain = two_passes(adapted, SPEECH, lambda gate: None)
+    llm.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": gate.remembered})
+    torch.testing.assert_close(two_passes(adapted, SPEECH, then), plain, rtol=0, atol=0)
+    assert all(gradient.any() for gradient in plain[-4:-2])
+    # The gate itself is left as `then` made it.
+    after = gate._gate
+    then(gate)
+    assert (after is None) == (gate._gate is None)
+
+
+def test_two_students_in_flight_each_get_their_own_gradient(adapted: tuple) -> None:
+    """Two forwards before one backward: the second's mask must not leak into the first's recomputation."""
+    llm, layers, gate = adapted
+    torch.manual_seed(4)
+    embeddings, weights = torch.randn(2, sum(LENGTHS), 16)
+    llm.train()
+    parameters = list(layers.parameters())
+
+    def loss(mask: Tensor) -> Tensor:
+        gate.open(mask[None])
+        return (decode(llm, embeddings) * weights).sum()
+
+    apart = [torch.autograd.grad(loss(mask), parameters) for mask in (SPEECH, OTHER)]
+    llm.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": gate.remembered})
+    losses = [loss(mask) for mask in (SPEECH, OTHER)]
+    for together, alone in zip(losses, apart, strict=True):
+        torch.testing.assert_close(torch.autograd.grad(together, parameters), alone, rtol=0, atol=0)
+    assert not all(torch.allclose(a, b) for a, b in zip(*apart, strict=True))
 
 
 @pytest.mark.parametrize(("adapted", "base_decodes"), [("speech", True), ("all", False)], indirect=["adapted"])

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from blsp import losses
 from blsp.losses import _ROWS_PER_CHUNK, Losses, continuation_ce, continuation_kl, emotion_ce
 
 WIDTH, VOCABULARY = 8, 40
@@ -25,78 +28,97 @@ def rows(number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return hidden, torch.randn(number, WIDTH), torch.randint(VOCABULARY, (number,)), weight
 
 
-def plain_kl(head: nn.Module, hidden: Tensor, teacher: Tensor, weight: Tensor, temperature: float) -> Tensor:
+def plain_kl(head: nn.Module, hidden: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     p, q = ((head(h) / temperature).softmax(-1) for h in (teacher, hidden))
-    return ((p * (p / q).log()).sum(-1) * weight).sum()
+    return (p * (p / q).log()).sum(-1)
 
 
-def both(value: Tensor, hidden: Tensor, head: nn.Linear) -> tuple[Tensor, ...]:
-    return value, *torch.autograd.grad(value, [hidden, head.weight])
+def both(value: Tensor, weight: Tensor, hidden: Tensor, head: nn.Linear) -> tuple[Tensor, ...]:
+    return value, *torch.autograd.grad((value * weight).sum(), [hidden, head.weight])
 
 
 @pytest.mark.parametrize("number", ROW_COUNTS)
 def test_ce_equals_full_logits_forward_and_gradient(head: nn.Linear, number: int) -> None:
     hidden, _, targets, weight = rows(number)
-    full = -(head(hidden).log_softmax(-1)[torch.arange(number), targets] * weight).sum()
-    ours = continuation_ce(head, hidden, targets, weight)
-    torch.testing.assert_close(both(ours, hidden, head), both(full, hidden, head), rtol=1e-5, atol=1e-5)
+    full = -head(hidden).log_softmax(-1)[torch.arange(number), targets]
+    ours = continuation_ce(head, hidden, targets)
+    torch.testing.assert_close(both(ours, weight, hidden, head), both(full, weight, hidden, head), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("number", ROW_COUNTS)
 def test_kl_equals_full_logits_forward_and_gradient(head: nn.Linear, number: int, temperature: float) -> None:
     hidden, teacher, _, weight = rows(number)
-    full = plain_kl(head, hidden, teacher, weight, temperature)
-    ours = continuation_kl(head, hidden, teacher, weight, temperature)
-    torch.testing.assert_close(both(ours, hidden, head), both(full, hidden, head), rtol=1e-4, atol=1e-5)
+    full = plain_kl(head, hidden, teacher, temperature)
+    ours, at_1 = continuation_kl(head, hidden, teacher, temperature)
+    torch.testing.assert_close(both(ours, weight, hidden, head), both(full, weight, hidden, head), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(at_1, plain_kl(head, hidden, teacher, 1.0).detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_kl_of_equals_is_zero_and_pulls_nowhere(head: nn.Linear) -> None:
     hidden, _, _, weight = rows(10)
     head.requires_grad_(False)
-    kl = continuation_kl(head, hidden, hidden.detach(), weight, 2.0)
-    (gradient,) = torch.autograd.grad(kl, [hidden])
-    assert abs(kl.item()) < 1e-6
-    assert gradient.abs().max() < 1e-6
+    kl, at_1 = continuation_kl(head, hidden, hidden.detach(), 2.0)
+    (gradient,) = torch.autograd.grad((kl * weight).sum(), [hidden])
+    assert max(kl.abs().max(), at_1.abs().max(), gradient.abs().max()) < 1e-6
 
 
 def test_a_temperature_divides_the_logits_of_both_sides(head: nn.Linear) -> None:
-    hidden, teacher, _, weight = rows(10)
-    at_2 = continuation_kl(head, hidden, teacher, weight, 2.0)
+    hidden, teacher, _, _ = rows(10)
+    at_2, at_1 = continuation_kl(head, hidden, teacher, 2.0)
     halved = nn.Linear(WIDTH, VOCABULARY, bias=False)
     halved.weight.data = head.weight.data / 2
-    torch.testing.assert_close(at_2, continuation_kl(halved, hidden, teacher, weight, 1.0))
-    assert at_2 < continuation_kl(head, hidden, teacher, weight, 1.0)
+    torch.testing.assert_close(at_2, continuation_kl(halved, hidden, teacher, 1.0)[0])
+    assert (at_2 < at_1).all()
 
 
-def test_rows_of_weight_0_contribute_nothing(head: nn.Linear) -> None:
-    hidden, teacher, targets, weight = rows(20)
-    kept = weight > 0
-    for value, alone in (
-        (
-            continuation_ce(head, hidden, targets, weight),
-            continuation_ce(head, hidden[kept], targets[kept], weight[kept]),
-        ),
-        (
-            continuation_kl(head, hidden, teacher, weight, 2.0),
-            continuation_kl(head, hidden[kept], teacher[kept], weight[kept], 2.0),
-        ),
+def test_rows_do_not_read_each_other(head: nn.Linear) -> None:
+    hidden, teacher, targets, _ = rows(20)
+    kept = torch.arange(20) % 3 != 1
+    torch.testing.assert_close(
+        continuation_ce(head, hidden, targets)[kept], continuation_ce(head, hidden[kept], targets[kept])
+    )
+    for together, alone in zip(
+        continuation_kl(head, hidden, teacher, 2.0),
+        continuation_kl(head, hidden[kept], teacher[kept], 2.0),
+        strict=True,
     ):
-        torch.testing.assert_close(value, alone)
-        (gradient,) = torch.autograd.grad(value, [hidden])
-        assert not gradient[~kept].any()
-        assert gradient[kept].any(-1).all()
+        torch.testing.assert_close(together[kept], alone)
+        assert (together > 0).all()
+
+
+def test_what_is_for_the_log_only_is_not_computed_again_for_the_gradient(
+    head: nn.Linear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden, teacher, _, _ = rows(10)
+    kl_of_two, calls = losses._kl, list[Tensor]()
+
+    def counted(student: Tensor, teacher: Tensor) -> Tensor:
+        calls.append(student)
+        return kl_of_two(student, teacher)
+
+    monkeypatch.setattr(losses, "_kl", counted)
+    kl, _ = continuation_kl(head, hidden, teacher, 2.0)
+    assert len(calls) == 2
+    kl.sum().backward()
+    assert len(calls) == 3
 
 
 def test_losses_are_in_float32_whatever_the_model(head: nn.Linear) -> None:
-    hidden, teacher, targets, weight = rows(10)
+    """Not only by type: the logarithms and the sum over the vocabulary are exact for the logits that the head gave."""
+    hidden, teacher, targets, _ = rows(10)
     half = head.bfloat16()
-    for value in (
-        continuation_ce(half, hidden.bfloat16(), targets, weight),
-        continuation_kl(half, hidden.bfloat16(), teacher.bfloat16(), weight, 2.0),
-        emotion_ce(torch.randn(3, 5).bfloat16(), torch.tensor([0, -100, 4]))[0],
-    ):
+    student_logits, teacher_logits = (half(h.bfloat16()).double() for h in (hidden, teacher))
+    at_2, at_1 = continuation_kl(half, hidden.bfloat16(), teacher.bfloat16(), 2.0)
+    for value, temperature in ((at_2, 2.0), (at_1, 1.0)):
+        p, q = ((logits / temperature).softmax(-1) for logits in (teacher_logits, student_logits))
+        torch.testing.assert_close(value.double(), (p * (p / q).log()).sum(-1), rtol=1e-4, atol=1e-7)
         assert value.dtype == torch.float32
+    ce = continuation_ce(half, hidden.bfloat16(), targets)
+    exact = -student_logits.log_softmax(-1)[torch.arange(10), targets]
+    torch.testing.assert_close(ce.double(), exact, rtol=1e-6, atol=1e-6)
+    assert ce.dtype == torch.float32
+    assert emotion_ce(torch.randn(3, 5).bfloat16(), torch.tensor([0, -100, 4]))[0].dtype == torch.float32
 
 
 def test_clips_without_a_label_are_ignored() -> None:
@@ -119,7 +141,7 @@ def test_no_label_at_all_is_a_loss_of_zero() -> None:
 
 
 def test_losses_become_one_vector_in_declaration_order() -> None:
-    vector = Losses(*(torch.tensor(float(i), requires_grad=True) for i in range(7))).detached()
-    assert vector.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    vector = Losses(*(torch.tensor(float(i), requires_grad=True) for i in range(len(fields(Losses))))).detached()
+    assert vector.tolist() == list(range(len(fields(Losses))))
     assert vector.dtype == torch.float64
     assert not vector.requires_grad

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from blsp.engine import export
 from blsp.losses import Losses
 from blsp.model import SpeechLM
 from blsp.recipe import ModelSection, StageSection
-from blsp.run import Stage
+from blsp.run import Stage, _checkpoint_activations
 from shards.collate import Batch, Collator
 from shards.sample import EMOTIONS, Continuation, Utterance
 from shards.shard_set import Sample
-from tests.blsp.tiny import CPU, LORA, STAGE_1, STAGE_2, clip, make_encoder, model_section
+from tests.blsp.tiny import ALL_AT_ONCE, CPU, LORA, STAGE_1, STAGE_2, clip, make_encoder, model_section
 
 LENGTHS = [5000, 16000, 9000, 12345, 7000, 30000]
 SPLITS = [[[0, 1, 2, 3, 4, 5]], [[0], [1], [2], [3], [4], [5]], [[3, 0], [5], [1, 4, 2]], [[2, 5], [], [0, 1, 3, 4]]]
@@ -61,6 +62,14 @@ def batch_of(model: SpeechLM, stage: StageSection, which: list[int]) -> Batch:
         which = [i for i in which if i != 2]  # it has no label to be told
     collator = Collator(model.template, model.num_speech_tokens, {str(task): 1}, with_teacher="kl" in stage.losses)
     return collator([sample(i, prompt) for i in which], [str(task)] * len(which), 100, 5)
+
+
+def rows_of(model: SpeechLM, batch: Batch, stage: StageSection) -> dict[str, Tensor]:
+    """The losses of every response row, computed with full logits."""
+    student, teacher = model.response_logits(batch)
+    ce = functional.cross_entropy(student, batch.targets, reduction="none")
+    p, q = ((logits / stage.kl_temperature).softmax(-1) for logits in (teacher, student))
+    return {"ce": ce, "kl": (p * (p / q).log()).sum(-1)}
 
 
 def gradients(model: SpeechLM, stage: StageSection, split: list[list[int]]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -119,13 +128,84 @@ def test_a_filler_calls_every_module_for_a_loss_and_gradient_of_zero(model: Spee
     assert not any(gradient.any() for gradient in zeros.values())
 
 
-@pytest.mark.parametrize("stage", [STAGE_1, STAGE_2], ids=["stage1", "stage2"])
-def test_gradient_checkpointing_changes_nothing(section: ModelSection, stage: StageSection) -> None:
-    plain, saving = make(section), make(section)
-    saving.llm.gradient_checkpointing_enable({"use_reentrant": False})
-    saving.encoder.whisper.gradient_checkpointing_enable({"use_reentrant": False})
-    for ours, theirs in zip(gradients(saving, stage, SPLITS[2]), gradients(plain, stage, SPLITS[2]), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("stage", [STAGE_1, STAGE_2, ALL_AT_ONCE], ids=["stage1", "stage2", "all_at_once"])
+def test_gradient_checkpointing_changes_nothing(section: ModelSection, stage: StageSection, dropout: float) -> None:
+    """Nor does it with dropout: the recomputation draws as the forward did."""
+    lora = {**LORA, "dropout": dropout}
+    plain, saving = make(section, lora=lora), make(section, lora=lora)
+    _checkpoint_activations(saving, ("llm", "encoder"))
+    results = []
+    for model in (saving, plain):
+        torch.manual_seed(11)
+        results.append(gradients(model, stage, SPLITS[2]))
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-7)
+
+
+def test_teacher_student_and_recomputation_each_see_their_own_mask(model: SpeechLM) -> None:
+    _checkpoint_activations(model, ("llm",))
+    seen: list[Tensor] = []  # where LoRA acts, per call of one of its matrices
+    for name, module in model.parts["lora"].named_modules():
+        if name.endswith("A"):
+            module.register_forward_hook(lambda module, args, output: seen.append((output[0] != 0).any(-1)))
+    one_pass = len(model.parts["lora"])
+    batch = batch_of(model, ALL_AT_ONCE, [0, 3, 1])
+    losses = Stage(model, ALL_AT_ONCE)(batch)
+    teacher, student = seen[:one_pass], seen[one_pass:]
+    assert {len(mask) for mask in teacher} == {len(batch.text_input_ids)}
+    assert not torch.stack(teacher).any()
+    assert len(student) == one_pass
+    assert (torch.stack(student) == batch.speech_mask).all()
+    model.gate.close()  # as the next micro-batch's teacher does
+    losses[0].backward()
+    recomputed = seen[2 * one_pass :]
+    assert len(recomputed) == one_pass
+    assert (torch.stack(recomputed) == batch.speech_mask).all()
+
+
+@torch.no_grad()
+def test_the_teacher_drops_nothing(section: ModelSection) -> None:
+    model = make(section, lora={**LORA, "dropout": 0.5})
+    for layer in model.llm.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    batch = batch_of(model, STAGE_1, [0, 3, 1])
+    model.train()
+    assert torch.equal(model._read(batch), model._read(batch))
+    assert model.llm.training
+    speech, _ = model.hear(batch.waveform, batch.num_samples)
+    assert not torch.equal(model._listen(batch, speech), model._listen(batch, speech))
+
+
+@torch.no_grad()
+def test_the_loss_at_the_end_of_the_turn_and_kl_at_1_are_kept_apart(model: SpeechLM) -> None:
+    """Clips 1 and 3 were cut: they teach no end of turn."""
+    stage = StageSection.model_validate({**STAGE_1.model_dump(), "losses": {"kl": 1, "ce": 1}})
+    batch = batch_of(model, stage, [0, 1, 3, 4])
+    losses, rows = model(batch, stage), rows_of(model, batch, stage)
+    end = batch.targets == model.template.end_of_turn_id
+    assert int(losses.num_end) == int(end.sum()) == 2
+    torch.testing.assert_close(losses.kl_end_sum, rows["kl"][end].sum())
+    torch.testing.assert_close(losses.ce_end_sum, rows["ce"][end].sum())
+    # The authors compare that position too, as their last but one.
+    torch.testing.assert_close(
+        model(batch, stage.model_copy(update={"kl_shift": "authors"})).kl_end_sum, losses.kl_end_sum
+    )
+    cold = StageSection.model_validate({**stage.model_dump(), "kl_temperature": 1.0})
+    at_1 = model(batch, cold)
+    assert at_1.kl_sum > 1.5 * losses.kl_sum
+    torch.testing.assert_close(losses.kl_t1_sum, at_1.kl_sum)
+    torch.testing.assert_close(at_1.kl_t1_sum, at_1.kl_sum)
+
+
+@torch.no_grad()
+def test_kl_is_multiplied_by_the_temperature_squared_only_when_asked(model: SpeechLM) -> None:
+    batch = batch_of(model, STAGE_1, [0, 1])
+    asked = StageSection.model_validate({**STAGE_1.model_dump(), "kl_temperature": 3.0, "kl_t2": True})
+    plain = StageSection.model_validate({**asked.model_dump(), "kl_t2": False})
+    with_factor, without = model(batch, asked), model(batch, plain)
+    torch.testing.assert_close(with_factor.total, 9 * without.total)
+    torch.testing.assert_close(with_factor.kl_t1_sum, without.kl_t1_sum)
+    assert not STAGE_1.kl_t2
 
 
 @pytest.mark.parametrize(

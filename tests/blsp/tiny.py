@@ -112,3 +112,11 @@ STAGE_2 = StageSection.model_validate(
         "prompts": {"continue_tone": 1},
     }
 )
+# Every part and every loss that has a gradient of its own.
+ALL_AT_ONCE = StageSection.model_validate(
+    {
+        "train": ["adapter", "encoder", "lora", "classifier"],
+        "losses": {"kl": 1, "ce": 0.3, "emotion": 0.5},
+        "prompts": {"continue": 1},
+    }
+)
