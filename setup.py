@@ -2,6 +2,8 @@
 
 from setuptools import find_packages, setup
 
+S3 = ["aiohttp>=3.11,<4", "botocore>=1.36,<2", "fsspec>=2025.3", "s3fs>=2025.3"]
+
 setup(
     name="blsp-emo",
     version="0.1.0",
@@ -36,8 +38,13 @@ setup(
     extras_require={
         "bench": ["lhotse>=1.33,<2"],
         "miniature": ["espeakng-loader>=0.2.4,<0.3"],
+        "s3": S3,
         "dev": [
+            *S3,
+            "flask>=3,<4",  # moto's server
+            "flask-cors>=6,<7",
             "hypothesis>=6.140,<7",
+            "moto[s3]>=5.2,<6",
             "mypy>=2,<3",
             "pytest>=9,<10",
             "pytest-timeout>=2.4,<3",

@@ -3,7 +3,7 @@
 A recipe arrives as plain values (`launcher.recipe_files` reads the YAML and puts file and line on every error) and
 leaves checked: an unknown key, a value of the wrong type and a contradiction between two fields are all refused here.
 Types are strict (`"3"` is not 3); a relative path is relative to the current directory; `llm` and `encoder` are folders
-or hub ids.
+or hub ids; a Location is a folder or s3://bucket/prefix, kept as text (a Path would lose a slash of the URL).
 """
 
 from __future__ import annotations
@@ -12,8 +12,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
+
+from shards.object_store import parse_url
+from shards.store import is_url
 
 Module = Literal["adapter", "encoder", "lora", "classifier"]
 Problem = tuple[tuple[str, ...], str]  # where (a path of field names) and what is wrong with it, in words
@@ -23,6 +35,18 @@ FilePath = Annotated[Path, Field(strict=False)]  # strict pydantic takes no text
 Listed = Annotated[tuple[T, ...], Field(strict=False)]  # nor a list for a tuple
 NonEmpty = Annotated[tuple[T, ...], Field(strict=False, min_length=1)]
 Text = Annotated[str, Field(min_length=1)]
+
+
+def _checked_location(root: str) -> str:
+    if is_url(root):
+        try:
+            parse_url(root)
+        except ValueError as error:
+            raise PydanticCustomError("location", "{why}", {"why": str(error)}) from None
+    return root
+
+
+Location = Annotated[Text, AfterValidator(_checked_location)]
 
 
 class Section(BaseModel):

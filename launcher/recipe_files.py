@@ -110,6 +110,8 @@ def _what(detail: Any, place: Place, model: type[BaseModel]) -> str:
         return f"{wrong!r} is not one of {', '.join(choices)}{_nearest(wrong, choices)}"
     if kind == "string_pattern_mismatch":
         return f"{value!r} does not fit; it is {_fields(place[:-1], model)[str(place[-1])].description}"
+    if kind == "location":
+        return str(detail["msg"])  # without the value, which may hold a key
     if kind == "union_tag_not_found":
         return f"needs the key {detail['ctx']['discriminator'].strip(chr(39))!r}"
     message = re.sub(r"^(Input|Value|String|Tuple|Dictionary) ", "", str(detail["msg"])).rstrip(".")

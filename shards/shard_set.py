@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 from shards.audio import AudioError, decode_flac
 from shards.index import INDEX_ROW, OWN_TAR, Description, Shard, name_hash, read_description, read_index
 from shards.sample import Continuation, Utterance
-from shards.store import Range, Store, open_store
+from shards.store import Range, Store, is_url, open_store
 
 _ROW = np.dtype([("shard", "<u4"), *INDEX_ROW.descr])
+_INDEXES_AT_ONCE = 8
 
 
 def no_continuations(url: str) -> str:
@@ -71,8 +73,7 @@ class ShardSet:
                     f"{store.url}: its continuations were written under {description.prompt!r}, those of "
                     f"{stores[0].url} under {self.prompt!r}; only sets of one prompt can be read together"
                 )
-            for shard in description.shards:
-                index = read_index(store, description, shard)
+            for shard, index in zip(description.shards, _indexes(store, description), strict=True):
                 parts.append(np.empty(shard.rows, _ROW))
                 parts[-1]["shard"] = len(self.shards)
                 index["audio_file"][index["audio_file"] != OWN_TAR] += len(self._audio_files)
@@ -173,9 +174,9 @@ class ShardSet:
                 yield first, next(data)
 
     def _read_ranges(self, ranges: Sequence[tuple[StoredFile, int, int]]) -> list[bytes]:
-        by_store: dict[int, list[int]] = {}
+        by_store: dict[str, list[int]] = {}
         for i, (file, _, _) in enumerate(ranges):
-            by_store.setdefault(id(file.store), []).append(i)
+            by_store.setdefault(file.store.url, []).append(i)
         data = [b""] * len(ranges)
         for places in by_store.values():
             wanted: list[Range] = [(ranges[i][0].name, ranges[i][1], ranges[i][2]) for i in places]
@@ -197,9 +198,15 @@ class ShardSet:
         return self._tar(row), int(entry["json_offset"]), int(entry["json_size"])
 
 
+def _indexes(store: Store, description: Description) -> Iterator[NDArray[np.void]]:
+    """The index of each shard; several at a time, since a bucket takes its time for each."""
+    with ThreadPoolExecutor(_INDEXES_AT_ONCE) as pool:
+        yield from pool.map(lambda shard: read_index(store, description, shard), description.shards)
+
+
 def audio_file(store: Store, path: str) -> StoredFile:
     """The file that a path in `audio_files` of the set in `store` means."""
-    if "://" in path:
+    if is_url(path) or (path.startswith("/") and is_url(store.url)):
         folder, _, name = path.rpartition("/")
-        return StoredFile(open_store(folder), name)
+        return StoredFile(open_store(folder or "/"), name)
     return StoredFile(store, path)

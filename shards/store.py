@@ -1,4 +1,4 @@
-"""Where a shard set lies: a folder on a local disk or on NFS.
+"""Where a shard set lies: a folder on a local disk or on NFS, or a bucket (`shards/object_store.py`).
 
 Readers and writers of shard sets know files by their names below the root and go through here, so that what holds of
 one kind of store (a commit happens once, a read is retried and then raised) holds of all.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import shutil
 import stat
@@ -25,7 +26,10 @@ _log = logging.getLogger(__name__)
 RETRY_DEADLINE_S = 60.0
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 5.0
-_LASTING = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
+_LASTING = {
+    errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
+    errno.EEXIST, errno.EINVAL, errno.EOPNOTSUPP,
+}  # fmt: skip
 _MAX_OPEN_FILES = 64
 
 T = TypeVar("T")
@@ -33,7 +37,7 @@ Range = tuple[str, int, int]  # name, offset, size
 
 
 class Store(Protocol):
-    """The files of one root. Names are relative to it with `/`; other paths and URLs stand for themselves."""
+    """The files of one root. Names are relative to it with `/`; `..` may lead out of it."""
 
     url: str
 
@@ -88,18 +92,28 @@ class Store(Protocol):
 
 
 def open_store(root: str | Path) -> Store:
-    """The store at a folder."""
-    return FolderStore(Path(root))
+    """The store at a folder or at `s3://bucket/prefix`. Raises ValueError for another URL, or one that holds keys."""
+    if not is_url(root):
+        return FolderStore(Path(root))
+    from shards.object_store import ObjectStore
+
+    return ObjectStore(str(root))
 
 
-def retried(action: Callable[[], T], what: str, deadline_s: float = RETRY_DEADLINE_S) -> T:
-    """`action()`, tried again with longer and longer pauses while it raises an OSError that may pass, up to the
-    deadline."""
-    end, pause_s = time.monotonic() + deadline_s, _FIRST_PAUSE_S
+def is_url(root: str | Path) -> bool:
+    """Whether a root is meant as a URL, well-formed or not, and not as a folder. (A Path would lose a slash of it.)"""
+    return "://" in str(root) or str(root).startswith("s3:")
+
+
+def retried(action: Callable[[], T], what: str) -> T:
+    """`action()`, tried again with longer and longer pauses while it raises an OSError that may pass, until
+    RETRY_DEADLINE_S after the first."""
+    end, pause_s = math.inf, _FIRST_PAUSE_S
     while True:
         try:
             return action()
         except OSError as error:
+            end = min(end, time.monotonic() + RETRY_DEADLINE_S)
             if error.errno in _LASTING or time.monotonic() + pause_s > end:
                 raise
             _log.warning("%s: %s; trying again in %.1f s", what, error.strerror or type(error).__name__, pause_s)

@@ -17,11 +17,15 @@ LAYERS = ("launcher", "blsp", "shards", "cluster")  # each may import those to i
 
 # Who may import a heavy package, or one whose spread would tie the code to it.
 ALLOWED = {
+    "aiohttp": {"shards.object_store"},
+    "botocore": {"shards.object_store"},
     "deepspeed": {"blsp.run", "blsp.engine", "blsp.checkpoint", "blsp.zero"},
     "espeakng_loader": {"shards.synth"},
+    "fsspec": {"shards.object_store"},
     "peft": {"blsp.lora"},
     "pydantic": {"blsp.recipe", "launcher.recipe_files"},
     "ray": {"cluster.ray_session", "shards.actors"},
+    "s3fs": {"shards.object_store"},
     "sklearn": {"blsp.evaluate.systems"},
     "tensorboard": {"blsp.tracking"},
     "typer": {"launcher.cli"},
