@@ -1,4 +1,4 @@
-"""Whisper's encoder on true lengths: transformers' modules and weights, our own order of calls.
+"""Speech encoders, and Whisper's on true lengths: transformers' modules and weights, our own order of calls.
 
 transformers' own forward insists on 30 s of input and ignores masks; here clips of any length are packed. With the
 "30s" window the result equals transformers' on the same clip.
@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, WhisperConfig
+from transformers import AutoConfig, PreTrainedModel, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from blsp.features import HOP, AudioWindow, log_mel, num_frames
 from blsp.packing import attention_implementation, bounds, convolve, pad_packed
+from blsp.wave_encoder import WAVE_MODELS, WaveEncoder, load_wave_encoder
 
 
 class _EncoderOnly(WhisperEncoder):
@@ -30,7 +31,7 @@ def load_whisper_encoder(path: str, dtype: torch.dtype, device: torch.device) ->
     """
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     if not isinstance(config, WhisperConfig):
-        raise ValueError(f"model.encoder: {path} is a {config.model_type} model, not a Whisper")
+        raise ValueError(f"model.encoder: {path} is a {config.model_type} model, not a Whisper, a WavLM or a HuBERT")
     loaded: Any = _EncoderOnly.from_pretrained(
         path, dtype=dtype, attn_implementation=attention_implementation(device, dtype),
         key_mapping={r"^(model\.)?encoder\.": ""}, output_loading_info=True,
@@ -51,6 +52,15 @@ class SpeechEncoder(nn.Module):
         super().__init__()
         self.whisper = whisper
         self.window = window
+
+    def trainable(self) -> nn.ModuleDict:
+        """What a stage may train, by name: all but the fixed position table."""
+        return nn.ModuleDict({n: getattr(self.whisper, n) for n in ("conv1", "conv2", "layers", "layer_norm")})
+
+    @property
+    def pretrained(self) -> PreTrainedModel:
+        """transformers' model."""
+        return self.whisper
 
     @property
     def width(self) -> int:
@@ -90,3 +100,22 @@ class SpeechEncoder(nn.Module):
         kept = [self.num_positions(n) for n in num_samples.tolist()]
         clips = [clip[:keep] for clip, keep in zip(packed.split(lengths), kept, strict=True)]
         return torch.cat(clips), kept
+
+
+Encoder = SpeechEncoder | WaveEncoder
+
+
+def load_encoder(path: str, window: AudioWindow, dtype: torch.dtype, device: torch.device) -> Encoder:
+    """The encoder of a Whisper, WavLM or HuBERT folder or hub id.
+
+    Raises ValueError when `path` holds another model or not every weight, or when its encoder knows no such window.
+    """
+    model_type = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
+    if model_type not in WAVE_MODELS:
+        return SpeechEncoder(load_whisper_encoder(path, dtype, device), window)
+    if window.spec != "exact":
+        raise ValueError(
+            f"model.audio_window: {window.spec!r} means silence after the clip, which is Whisper's way; {path} is a "
+            f"{model_type} model and hears the clip alone: set model.audio_window to exact"
+        )
+    return WaveEncoder(*load_wave_encoder(path, dtype, device))

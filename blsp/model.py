@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
-from blsp.adapter import ConvAdapter
-from blsp.encoder import SpeechEncoder, load_whisper_encoder
+from blsp.adapter import make_adapter
+from blsp.encoder import Encoder, load_encoder
 from blsp.features import AudioWindow
 from blsp.lora import LoraGate, add_lora
 from blsp.losses import Losses, continuation_ce, continuation_kl, emotion_ce
@@ -48,7 +48,7 @@ class SpeechLM(nn.Module):
     """
 
     def __init__(
-        self, config: ModelSection, llm: PreTrainedModel, encoder: SpeechEncoder, template: ChatTemplate | None
+        self, config: ModelSection, llm: PreTrainedModel, encoder: Encoder, template: ChatTemplate | None
     ) -> None:
         """Without a `template` the model takes token ids, and no text."""
         super().__init__()
@@ -61,18 +61,15 @@ class SpeechLM(nn.Module):
         embeddings = llm.get_input_embeddings().weight
         assert isinstance(embeddings, Tensor)
         llm_width = embeddings.shape[1]
-        adapter = ConvAdapter(encoder.width, llm_width, config.adapter.bottleneck, config.adapter.kernels)
+        adapter = make_adapter(config.adapter, encoder.width, llm_width)
         # Speech must arrive at the scale that the LLM's own embeddings have.
         self.scale = float(embeddings.float().square().mean().sqrt())
         nn.init.constant_(adapter.norm.weight, self.scale)
-        whisper = encoder.whisper
         self.parts = nn.ModuleDict(
             {
                 "adapter": adapter.to(embeddings),
                 "classifier": nn.Linear(llm_width, len(EMOTIONS), bias=False).to(embeddings),
-                "encoder": nn.ModuleDict(
-                    {name: getattr(whisper, name) for name in ("conv1", "conv2", "layers", "layer_norm")}
-                ),
+                "encoder": encoder.trainable(),
             }
         )
         self.gate = LoraGate("speech")
@@ -87,7 +84,7 @@ class SpeechLM(nn.Module):
         self.frozen = frozen_weights(config.llm, config.revision, config.encoder)
 
     llm: PreTrainedModel
-    encoder: SpeechEncoder
+    encoder: Encoder
 
     @classmethod
     def build(cls, config: ModelSection, device: torch.device) -> SpeechLM:
@@ -99,8 +96,8 @@ class SpeechLM(nn.Module):
             config.llm, revision=config.revision, dtype=dtype, trust_remote_code=False,
             attn_implementation=attention_implementation(device, dtype), device_map={"": device},
         )  # fmt: skip
-        whisper = load_whisper_encoder(config.encoder, dtype, device)
-        model = cls(config, llm, SpeechEncoder(whisper, AudioWindow(config.audio_window)), template)
+        encoder = load_encoder(config.encoder, AudioWindow(config.audio_window), dtype, device)
+        model = cls(config, llm, encoder, template)
         if config.init is not None:
             model.load_export(config.init / "export")
         return model
@@ -122,6 +119,13 @@ class SpeechLM(nn.Module):
             raise ValueError(
                 f"{folder}: was trained with audio_window {exported['model']['audio_window']!r}, not "
                 f"{self.config.audio_window!r}; set model.audio_window to the former"
+            )
+        # A window of the Q-Former, for one, shows in the shape of no tensor.
+        adapter = ModelSection.model_validate({**exported["model"], "init": None}).adapter
+        if adapter != self.config.adapter:
+            raise ValueError(
+                f"{folder}: adapter does not fit this recipe's section model; set model.adapter to "
+                f"{adapter.model_dump(mode='json')}"
             )
         refuse_other_weights(exported["frozen"], self.frozen, str(folder))
         state = load_file(folder / EXPORT_WEIGHTS)
@@ -159,9 +163,9 @@ class SpeechLM(nn.Module):
 
     def num_speech_tokens(self, num_samples: int) -> int:
         """Positions that a clip takes in the LLM's sequence."""
-        adapter = self.parts["adapter"]
-        assert isinstance(adapter, ConvAdapter)
-        return adapter.num_tokens(SpeechEncoder.num_positions(num_samples))
+        adapter: Any = self.parts["adapter"]
+        num_tokens: int = adapter.num_tokens(self.encoder.num_positions(num_samples))
+        return num_tokens
 
     def hear(self, waveform: Tensor, num_samples: Tensor) -> tuple[Tensor, list[int]]:
         """int16 [sum N], int64 [n] -> speech embeddings [sum S, H] and S of each clip."""

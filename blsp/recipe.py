@@ -16,10 +16,12 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Tag,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -67,7 +69,10 @@ class Section(BaseModel):
         return self
 
 
-class AdapterSection(Section):
+class ConvSection(Section):
+    """The paper's adapter: 6.25 tokens per second."""
+
+    type: Literal["conv"] = "conv"
     bottleneck: PositiveInt = Field(512, description="width of the adapter's bottleneck layer")
     kernels: NonEmpty[PositiveInt] = Field(
         (5, 5, 5), description="width of each convolution, odd; each halves the rate of its input (50 per second)"
@@ -79,6 +84,43 @@ class AdapterSection(Section):
                 ("kernels",),
                 f"{list(self.kernels)} must all be odd, so that each convolution halves its input's rate",
             )
+
+
+class StackMlpSection(Section):
+    """Ultravox's adapter: 50 / stack tokens per second."""
+
+    type: Literal["stack_mlp"] = "stack_mlp"
+    stack: PositiveInt = Field(8, description="encoder positions (20 ms each) that become one token")
+    hidden: PositiveInt = Field(2048, description="width between the two linear maps, after SwiGLU")
+
+
+class QFormerSection(Section):
+    """SALMONN's adapter: 50 / window * queries tokens per second."""
+
+    type: Literal["qformer"] = "qformer"
+    window: PositiveInt = Field(17, description="encoder positions (20 ms each) that the queries look at together")
+    queries: PositiveInt = Field(1, description="tokens per window")
+    hidden: PositiveInt = Field(768, description="width of the Q-Former")
+    layers: PositiveInt = Field(2, description="layers of the Q-Former; every second one looks at the window")
+    heads: PositiveInt = Field(12, description="attention heads; hidden must be a multiple")
+
+    def problems(self) -> Iterator[Problem]:
+        if self.hidden % self.heads:
+            yield ("heads",), f"{self.heads} heads cannot share a width of {self.hidden}; make hidden a multiple"
+
+
+def _adapter_type(value: Any) -> Any:
+    """The paper's adapter is meant where a recipe names none."""
+    return value.get("type", "conv") if isinstance(value, dict) else getattr(value, "type", None)
+
+
+AdapterSection = ConvSection | StackMlpSection | QFormerSection
+_Adapter = Annotated[
+    Annotated[ConvSection, Tag("conv")]
+    | Annotated[StackMlpSection, Tag("stack_mlp")]
+    | Annotated[QFormerSection, Tag("qformer")],
+    Discriminator(_adapter_type),
+]
 
 
 class LoraSection(Section):
@@ -94,7 +136,7 @@ class LoraSection(Section):
 
 class ModelSection(Section):
     llm: Text = Field(description="the chat LLM: a folder or a hub id")
-    encoder: Text = Field(description="the Whisper whose encoder hears: a folder or a hub id")
+    encoder: Text = Field(description="the Whisper, WavLM or HuBERT whose encoder hears: a folder or a hub id")
     revision: str | None = Field(None, description="hub revision of the LLM; null for the newest")
     audio_window: str = Field(
         "30s",
@@ -102,7 +144,7 @@ class ModelSection(Section):
         description="what the encoder hears: '30s' (padded), 'exact', or 'tail:N' (N seconds of silence after the end)",
     )
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="number format of every part")
-    adapter: AdapterSection = AdapterSection()
+    adapter: _Adapter = ConvSection()
     lora: LoraSection | None = Field(None, description="LoRA on the LLM; null for none")
     init: FilePath | None = Field(
         None, description="run folder of the earlier stage, whose export this run starts from"

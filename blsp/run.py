@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from deepspeed.utils import set_z3_leaf_modules
 from torch import Tensor, nn
-from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
 from blsp import checkpoint, zero
 from blsp.losses import Losses
@@ -146,9 +145,11 @@ def prepare(recipe: TrainRecipe, device: torch.device, on_step: OnStep) -> Run:
         for name, lr in recipe.optim.lr.items()
     ]
     optimizer = torch.optim.AdamW(groups, betas=recipe.optim.betas, weight_decay=recipe.optim.weight_decay)
-    # One gather per layer instead of one per linear map. Not for the adapter: as a leaf whose input needs no gradient
+    # One gather per encoder layer instead of one per linear map (WavLM's layers use weights of maps that they never
+    # call). Not for the adapter: as a leaf whose input needs no gradient
     # (stage 1) DeepSpeed would let go of its weights before their backward pass.
-    set_z3_leaf_modules(stage, [WhisperEncoderLayer], raise_if_not_found=False)
+    layers: Any = model.encoder.trainable()["layers"]
+    set_z3_leaf_modules(stage, [*{type(layer) for layer in layers}], raise_if_not_found=False)
     engine, *_ = deepspeed.initialize(model=stage, optimizer=optimizer, config=zero.config(recipe, world))
     engine.train()
     model.train()
@@ -177,7 +178,7 @@ def _refuse_long_clips(model: SpeechLM, shard_set: ShardSet, path: Path) -> None
 
 
 def _checkpoint_activations(model: SpeechLM, which: tuple[str, ...]) -> None:
-    parts: dict[str, Any] = {"llm": model.llm, "encoder": model.encoder.whisper}
+    parts: dict[str, Any] = {"llm": model.llm, "encoder": model.encoder.pretrained}
     for name in which:
         parts[name].gradient_checkpointing_enable({"use_reentrant": False, "context_fn": model.gate.remembered})
 

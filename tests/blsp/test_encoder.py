@@ -89,6 +89,18 @@ def test_a_missing_weight_is_named(folder: Path, lost: str) -> None:
         load_whisper_encoder(str(folder), torch.float32, CPU)
 
 
+@torch.no_grad()
+def test_an_encoder_of_128_mels_equals_transformers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    theirs = WhisperEncoder(whisper_config(num_mel_bins=128, max_source_positions=1500)).eval()
+    theirs.save_pretrained(tmp_path)
+    samples = clip(20000)
+    ours, (length,) = speech_encoder(tmp_path, "30s")(*pack([samples], CPU))
+    features = WhisperFeatureExtractor(feature_size=128)(samples / 32768, sampling_rate=16000, return_tensors="pt")
+    expected = theirs(features.input_features).last_hidden_state[0, :length]
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+
+
 def test_another_model_is_refused(llm_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.encoder: .* is a qwen2 model, not a Whisper"):
         load_whisper_encoder(str(llm_folder), torch.float32, CPU)

@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 import torch
 from numpy.typing import NDArray
-from transformers import WhisperConfig
+from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from blsp.recipe import ModelSection, StageSection
@@ -49,6 +49,24 @@ def make_encoder(folder: Path, **changes: int) -> Path:
     """A Whisper encoder of random weights, as `save_pretrained` writes it."""
     torch.manual_seed(1)
     WhisperEncoder(whisper_config(**changes)).save_pretrained(folder)
+    return folder
+
+
+WAVE_SIZES: dict[str, Any] = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+    "conv_dim": (8, 8, 8, 8, 8, 8, 8), "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4,
+}  # fmt: skip
+
+
+def make_wave_encoder(folder: Path, config: HubertConfig | WavLMConfig, normalised: bool = True) -> Path:
+    """A HuBERT or WavLM of random weights with its feature extractor, as `save_pretrained` writes them."""
+    torch.manual_seed(1)
+    model = HubertModel(config) if isinstance(config, HubertConfig) else WavLMModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(do_normalize=normalised).save_pretrained(folder)
     return folder
 
 
