@@ -71,7 +71,7 @@ def _lines(error: ValidationError, source: RecipeYaml, model: type[BaseModel]) -
     """One line per error, in words of ours where pydantic's would not tell what to do."""
     details = error.errors(include_url=False)
     for detail in details:
-        place = _in_values(detail["loc"], source.values)
+        place = _in_values(detail["loc"], source.values, missing=detail["type"] == "missing")
         if detail["type"] == "contradiction":
             problems = [((*place, *where), what) for where, what in detail["ctx"]["problems"]]
         elif detail["type"] == "too_short" and detail["input"]:
@@ -82,8 +82,9 @@ def _lines(error: ValidationError, source: RecipeYaml, model: type[BaseModel]) -
             yield f"{source.origin(where)}: {dotted(where)}: {what}"
 
 
-def _in_values(loc: Place, values: Any) -> Place:
-    """Pydantic's location without the steps that are not in the recipe (tags of unions, '[key]')."""
+def _in_values(loc: Place, values: Any, missing: bool) -> Place:
+    """Pydantic's location without the steps that are not in the recipe (tags of unions, '[key]'), but with its last
+    when that is the field that is missing."""
     place: Place = ()
     for index, step in enumerate(loc):
         known = (isinstance(values, dict) and step in values) or (
@@ -91,7 +92,7 @@ def _in_values(loc: Place, values: Any) -> Place:
         )
         if known:
             place, values = (*place, step), values[step]
-        elif index == len(loc) - 1 and step != "[key]":
+        elif missing and index == len(loc) - 1:
             place = (*place, step)
     return place
 

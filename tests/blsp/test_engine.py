@@ -174,16 +174,17 @@ def plain_training(recipe: TrainRecipe) -> tuple[list[float], SpeechLM]:
         seed=recipe.data.seed, clips_per_step=recipe.data.clips_per_step,
         micro_batches=recipe.data.micro_batches, dataset_id=shard_set.dataset_id,
     )  # fmt: skip
-    optim = recipe.optim
+    optim, steps = recipe.optim, recipe.optim.steps
+    assert steps is not None
     optimizer = torch.optim.AdamW(stage.parameters(), 1, betas=optim.betas, weight_decay=optim.weight_decay)
     norms = []
-    for step, batches in islice(Reader(shard_set, plan, collator, rank=0, world_size=1).steps(), STEPS):
+    for step, batches in islice(Reader(shard_set, plan, collator, rank=0, world_size=1).steps(), steps):
         optimizer.zero_grad()
         for index, batch in enumerate(batches):
             torch.manual_seed(dropout_seed(recipe.data.seed, step, index))
             stage(batch)[0].backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(stage.parameters(), optim.clip_norm)))
-        factor = learning_rate_factor(step, STEPS, optim.warmup_steps, optim.schedule)
+        factor = learning_rate_factor(step, steps, optim.warmup_steps, optim.schedule)
         optimizer.param_groups[0]["lr"] = optim.lr["adapter"] * factor
         optimizer.step()
     return norms, model

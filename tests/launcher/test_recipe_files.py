@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from blsp.recipe import KINDS, EvalRecipe, Recipe, ShardRecipe, TrainRecipe
+from blsp.recipe import KINDS, EvalRecipe, QFormerSection, Recipe, ShardRecipe, TrainRecipe
 from launcher.recipe_files import find, load, load_kind, shipped_recipes
 from launcher.recipe_yaml import RecipeError, to_yaml
 
@@ -161,7 +161,8 @@ def test_all_errors_come_at_once_each_with_its_line(recipe_file: Path) -> None:
     assert sorted(lines) == sorted(
         [
             "recipe.yaml:5: model.encodr: unknown key (nearest: encoder)",
-            "recipe.yaml:3: model.encoder: is missing: the Whisper whose encoder hears: a folder or a hub id",
+            "recipe.yaml:3: model.encoder: is missing: the Whisper, WavLM or HuBERT whose encoder "
+            "hears: a folder or a hub id",
             "recipe.yaml:7: stage.train.0: 'adaptor' is not one of adapter, encoder, lora, classifier "
             "(nearest: adapter)",
             "recipe.yaml:12: data.zero_stage: unknown key here; it belongs at engine.zero_stage",
@@ -223,6 +224,29 @@ def test_a_key_given_twice_is_refused(recipe_file: Path) -> None:
 )
 def test_an_error_in_an_override_is_reported_under_its_text(recipe_file: Path, override: str, complaint: str) -> None:
     assert errors(recipe_file, GOOD, override)[0] == f"override {override!r}: {complaint}"
+
+
+@pytest.mark.parametrize(
+    ("adapter", "complaint"),
+    [
+        ("{type: conf}", "model.adapter: 'conf' is not one of conv, stack_mlp, qformer (nearest: conv)"),
+        ("{type: qformer, stack: 8}", "model.adapter.stack: unknown key"),
+        ("{stack: 8}", "model.adapter.stack: unknown key"),
+        ("{type: qformer, heads: 5}", "model.adapter.heads: 5 heads cannot share a width of 768"),
+        ("{kernels: [4]}", "model.adapter.kernels: [4] must all be odd"),
+        ("null", "model.adapter: "),
+        ("[1]", "model.adapter: "),
+    ],
+)
+def test_an_adapter_is_checked_by_its_type(recipe_file: Path, adapter: str, complaint: str) -> None:
+    text = GOOD.replace("model:\n", f"model:\n  adapter: {adapter}\n")
+    (line,) = errors(recipe_file, text)
+    assert line.startswith(f"recipe.yaml:4: {complaint}")
+
+
+def test_an_adapter_is_one_override_away(recipe_file: Path) -> None:
+    recipe_file.write_text(GOOD, "utf-8")
+    assert train_recipe(recipe_file, "model.adapter.type=qformer").model.adapter == QFormerSection()
 
 
 def test_systems_of_an_evaluation_are_checked_one_by_one(recipe_file: Path) -> None:
