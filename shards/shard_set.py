@@ -111,8 +111,12 @@ class ShardSet:
 
     def record(self, row: int) -> tuple[Utterance, Continuation | None]:
         """The sample without its audio. Raises as `read`."""
-        (data,) = self._read_ranges([self._json_range(row)])
-        return self._parse(row, data)
+        return self.records([row])[0]
+
+    def records(self, rows: Sequence[int]) -> list[tuple[Utterance, Continuation | None]]:
+        """The samples of several rows without their audio, fetched together. Raises as `read`."""
+        parts = self._read_ranges([self._json_range(row) for row in rows])
+        return [self._parse(row, part) for row, part in zip(rows, parts, strict=True)]
 
     def audio_bytes(self, row: int) -> bytes:
         """The sample's audio as a FLAC file. Raises as `read`."""

@@ -6,16 +6,19 @@ They lie beside the index, one file per shard, so that another tokenizer never t
 from __future__ import annotations
 
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.index import decode_array, encode_array
+from shards.index import Shard, decode_array, encode_array
 from shards.prompts import ChatTemplate
 from shards.sample import Continuation, Utterance
 from shards.shard_set import ShardSet
+from shards.store import Store
 
 TOKEN_COUNTS = np.dtype([("num_text_tokens", "<u4"), ("num_response_tokens", "<u4")])
+_FILES_AT_ONCE = 8
 
 
 def count_tokens(template: ChatTemplate, utterance: Utterance, continuation: Continuation) -> tuple[int, int]:
@@ -35,19 +38,27 @@ def token_counts(shard_set: ShardSet, template: ChatTemplate) -> NDArray[np.void
     The writer leaves those of its own tokenizer. For another they are counted once and kept beside the index; where
     that is read-only they are counted each time.
     """
+    with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:  # a bucket takes its time for each
+        stored = list(
+            pool.map(lambda place: _stored_counts(place[0], place[1], template.fingerprint), shard_set.shards)
+        )
     parts, first = [np.empty(0, TOKEN_COUNTS)], 0
-    for store, shard in shard_set.shards:
-        name = tokens_file(template.fingerprint, shard.name)
-        try:
-            counts = decode_array(store.read(name), TOKEN_COUNTS, shard.rows)
-        except (OSError, ValueError):
+    for (store, shard), counts in zip(shard_set.shards, stored, strict=True):
+        if counts is None:
             counts = np.empty(shard.rows, TOKEN_COUNTS)
-            for row in range(shard.rows):
-                utterance, continuation = shard_set.record(first + row)
+            for row, (utterance, continuation) in enumerate(shard_set.records(range(first, first + shard.rows))):
                 assert continuation is not None
                 counts[row] = count_tokens(template, utterance, continuation)
             with contextlib.suppress(OSError):  # a read-only or full disk costs time, not correctness
-                store.write(name, encode_array(counts))
+                store.write(tokens_file(template.fingerprint, shard.name), encode_array(counts))
         parts.append(counts)
         first += shard.rows
     return np.concatenate(parts)
+
+
+def _stored_counts(store: Store, shard: Shard, fingerprint: str) -> NDArray[np.void] | None:
+    """Those that lie beside the index; None where there are none, or not such of this shard."""
+    try:
+        return decode_array(store.read(tokens_file(fingerprint, shard.name)), TOKEN_COUNTS, shard.rows)
+    except (FileNotFoundError, ValueError):
+        return None

@@ -29,7 +29,7 @@ from shards.sample import EMOTIONS
 from shards.shard_set import CorruptSample, ShardSet
 from shards.store import open_store
 from shards.tokens import token_counts
-from tests.shards.s3_server import Answer, S3Server, failing
+from tests.shards.s3_server import Answer, Fault, S3Server, failing
 from tests.shards.test_reader import in_order, read, readers
 
 KEY, SECRET, TOKEN = "AKIAMADEUPFORTESTS", "made-up-secret-of-tests", "made-up-token-of-tests"
@@ -317,30 +317,51 @@ def test_an_epoch_fetches_each_sample_once_whatever_the_number_of_ranks(
     assert s3.bytes_sent <= 1.02 * size_of_set
 
 
+def altered(s3: S3Server, alter: Callable[[bytes], bytes], times: float) -> Fault:
+    """The bodies of the first answers to requests for ranges are sent altered."""
+    left = times
+
+    def fault(environ: dict[str, Any], answer: Answer) -> Iterable[bytes] | None:
+        nonlocal left
+        if left <= 0 or "HTTP_RANGE" not in environ:
+            return None
+        left -= 1
+        return [alter(b"".join(s3.application(environ, answer)))]
+
+    return fault
+
+
 def test_garbled_bytes_are_read_again_and_then_corrupt(s3: S3Server, shard_set: ShardSet) -> None:
+    def flip(body: bytes) -> bytes:
+        return body[:50] + bytes([body[50] ^ 1]) + body[51:]
+
     remote = copied(shard_set, ROOT)
-    garbled = 0
-
-    def garble(times: float) -> Callable[[dict[str, Any], Answer], Iterable[bytes] | None]:
-        left = times
-
-        def fault(environ: dict[str, Any], answer: Answer) -> Iterable[bytes] | None:
-            nonlocal left, garbled
-            if left <= 0:
-                return None
-            left, garbled = left - 1, garbled + 1
-            body = bytearray(b"".join(s3.application(environ, answer)))
-            body[50] ^= 1
-            return [bytes(body)]
-
-        return fault
-
-    s3.fault = garble(1)
+    s3.fault = altered(s3, flip, 1)
+    s3.requests.clear()
     assert (remote.read(3).waveform == shard_set.read(3).waveform).all()
-    assert garbled == 1
-    s3.fault = garble(1e9)
+    assert sum(s3.requests.values()) == 3  # all of it, then the audio and the record
+    s3.fault = altered(s3, flip, 1e9)
     with pytest.raises(CorruptSample, match=r"s3://.*tar row 3: the audio fails its checksum"):
         remote.read(3)
+
+
+def test_an_answer_that_breaks_off_is_read_again(s3: S3Server) -> None:
+    bucket = open_store(ROOT)
+    bucket.write("a", bytes(range(100)))
+    s3.fault = altered(s3, lambda body: body[:7], 2)
+    assert bucket.read_ranges([("a", 20, 60)]) == [bytes(range(20, 80))]
+
+
+def test_a_store_that_falls_silent_is_asked_again(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("s3fs.S3FileSystem.read_timeout", 0.3)
+    monkeypatch.setattr(object_store, "_filesystems", {})
+    open_store(ROOT).write("a", b"0123")
+    s3.delay_s = 0.6
+    s3.fault = lambda environ, answer: setattr(s3, "delay_s", 0.0)  # the first request alone is slow
+    assert open_store(ROOT).read("a") == b"0123"
+    assert "no answer from the store (ReadTimeoutError)" in caplog.text
 
 
 def test_an_outage_is_never_a_lost_clip(
