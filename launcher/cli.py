@@ -154,6 +154,19 @@ def verify_shards(
     raise typer.Exit(sets.verify(shards, fast))
 
 
+@shard.command("remove")
+def remove_from_shards(
+    shards: ShardSetPath,
+    out: Annotated[str, typer.Argument(metavar="OUT", help="The new set's folder; SET is left as it is.")],
+    speaker: Annotated[str | None, typer.Option(help="Remove this speaker, of all corpora or of --corpus.")] = None,
+    corpus: Annotated[str | None, typer.Option(help="Remove this corpus.")] = None,
+) -> None:
+    """Make a set without a speaker or a corpus that stands by itself, and prove that nothing of them is in it."""
+    from launcher import sets
+
+    sets.remove(shards, out, speaker, corpus)
+
+
 @app.command()
 def train(
     context: typer.Context,

@@ -1,4 +1,4 @@
-"""The verbs under `shard` that look after sets which are there already: `verify`."""
+"""The verbs under `shard` that look after sets which are there already: `verify`, `remove`."""
 
 from __future__ import annotations
 
@@ -23,3 +23,16 @@ def verify(shards: str, fast: bool) -> int:
     hours = found.num_samples / SAMPLE_RATE / 3600
     print(f"{shards}: intact; {looked} of {found.shards} shards read, {hours:.2f} h, {found.bytes / 1e6:,.1f} MB")
     return 0
+
+
+def remove(shards: str, out: str, speaker: str | None, corpus: str | None) -> None:
+    """Makes the set without them, and prints what became of the clips and what was proved."""
+    from shards.remove import Selection, remove
+
+    selection = Selection(speaker, corpus)
+    with on_ctrl_c("stopped; the same command goes on from there"), Progress() as progress:
+        removed = remove(shards, out, selection, lambda done, total: progress.update("shards", done, total))
+    encoded = f", {removed.reencoded} of them encoded as FLAC" if removed.reencoded else ""
+    print(f"{out}: {removed.removed} clips of {selection} removed, {removed.kept} kept{encoded}")
+    print("proved of it:", *removed.proved, sep="\n  ")
+    print(f"not looked at: what others say in their clips. {shards} still holds the clips: delete it, and copies of it")

@@ -109,3 +109,13 @@ def decode_flac(data: bytes) -> NDArray[np.int16]:
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise AudioError("unreadable", f"not a FLAC file ({error})") from None
     return samples
+
+
+def is_own_flac(data: bytes) -> bool:
+    """Whether `data` is a FLAC file of 16-bit samples, 16 kHz mono, as shards hold them."""
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            found = (file.format, file.subtype, file.samplerate, file.channels)
+    except (soundfile.LibsndfileError, RuntimeError):
+        return False
+    return found == ("FLAC", "PCM_16", SAMPLE_RATE, 1)

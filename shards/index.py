@@ -194,10 +194,10 @@ def read_index(store: Store, description: Description, shard: Shard) -> NDArray[
         raise missing(store, shard.tar) from None
     if size != shard.bytes:
         raise ValueError(f"{store.url}/{shard.tar}: {size} bytes, written were {shard.bytes}; copy the shard set again")
-    return read_rows(store, description, shard)
+    return read_rows(store, description.audio_files, shard)
 
 
-def read_rows(store: Store, description: Description, shard: Shard) -> NDArray[np.void]:
+def read_rows(store: Store, audio_files: tuple[AudioFile, ...], shard: Shard) -> NDArray[np.void]:
     """As `read_index`, without a look at the tar."""
     try:
         if store.size(shard.index) > shard.rows * INDEX_ROW.itemsize + _NPY_HEADER_BYTES:
@@ -206,7 +206,7 @@ def read_rows(store: Store, description: Description, shard: Shard) -> NDArray[n
         if zlib.crc32(data) != shard.index_crc32:
             raise ValueError("it fails its checksum")
         rows = decode_array(data, INDEX_ROW, shard.rows)
-        _check_rows(rows, shard, description.audio_files)
+        _check_rows(rows, shard, audio_files)
     except FileNotFoundError:
         raise missing(store, shard.index) from None
     except ValueError as error:

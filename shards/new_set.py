@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from shards.audio import SAMPLE_RATE
-from shards.index import FORMAT, AudioFile, Shard, dataset_id, encode_array
+from shards.index import FORMAT, AudioFile, Shard, dataset_id, encode_array, read_description
 from shards.store import Store, open_store
 from shards.tar import TarShard
 
@@ -22,28 +22,30 @@ _FOLDERS = ("shards", "index", "commits")
 
 
 class NewSet:
-    """A root that this process alone writes to; `store` is where its files go."""
+    """A root that this process alone writes to. `store` is where its files go, `finished` its shards if it is a set."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self.finished = read_description(store).shards if "dataset.json" in store.names("") else ()
 
     @classmethod
     @contextmanager
     def begin(cls, root: str | Path, job: dict[str, Any]) -> Iterator[Self]:
-        """Hold `root` (made if missing) for a set made by `job`, which must say all that its bytes depend on.
+        """Hold `root` (made if missing) for a set made by `job`. One that is finished may be finished again.
 
-        Raises ValueError when the root holds, or will hold, something else, or a finished set.
+        Raises ValueError when the root holds something else, or another process holds it.
         """
         store = open_store(root)
         with store.lock():
-            present = {*store.names(""), *store.folders("")} - {".lock", "_tmp"}
-            if "dataset.json" in present:
-                raise ValueError(f"{store.url}: holds a finished shard set; choose another folder or remove it")
-            if present and (not present >= {"job.json"} or json.loads(store.read("job.json")) != job):
-                raise ValueError(f"{store.url}: holds something else; choose another folder or remove it")
-            store.write("job.json", json.dumps(job, indent=1, ensure_ascii=False).encode())
+            present = {name for name in (*store.names(""), *store.folders("")) if not name.startswith((".", "_tmp"))}
+            if present and ("job.json" not in present or json.loads(store.read("job.json")) != job):
+                what = "another shard set" if "dataset.json" in present else "something else"
+                raise ValueError(f"{store.url}: holds {what}; choose another folder or remove it")
+            if not present:
+                store.write("job.json", json.dumps(job, indent=1, ensure_ascii=False).encode())
             for leftover in store.scratch().iterdir():  # of a killed call: the lock says that nobody else is here
-                leftover.unlink()
+                if leftover.name != ".lock":
+                    leftover.unlink()
             yield cls(store)
 
     def committed(self, number: int) -> dict[str, Any] | None:
@@ -86,7 +88,12 @@ class NewSet:
         """Delete what this set does not consist of, and write dataset.json, which `about` completes. Returns it."""
         keep = {name for shard in shards for name in (shard.tar, shard.index)}
         keep |= {_commit_name(number) for number in range(num_parts)}
-        for folder in _FOLDERS:
+        tokens = [f"tokens/{fingerprint}" for fingerprint in self.store.folders("tokens")]
+        keep |= {f"{folder}/{shard.name}.npy" for folder in tokens for shard in shards}
+        for name in self.store.names(""):
+            if name.startswith((".job.json.", ".dataset.json.")):  # written by a killed call, or half so
+                self.store.delete(name)
+        for folder in (*_FOLDERS, *tokens):
             for name in self.store.names(folder):
                 if f"{folder}/{name}" not in keep:
                     self.store.delete(f"{folder}/{name}")

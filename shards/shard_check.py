@@ -6,7 +6,6 @@ A tar is read once, row after row, and hashed on the way: memory holds one sampl
 from __future__ import annotations
 
 import hashlib
-import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +15,8 @@ from numpy.typing import NDArray
 
 from shards.audio import AudioError, decode_flac
 from shards.index import OWN_TAR, Description, Shard, missing, name_hash, read_rows
-from shards.sample import EMOTIONS, Continuation, Utterance
-from shards.shard_set import StoredFile, audio_file
+from shards.sample import EMOTIONS, Utterance
+from shards.shard_set import StoredFile, audio_file, parse_record
 from shards.store import Store
 from shards.tar import BLOCK, member_header, padded, sample_key
 
@@ -40,6 +39,7 @@ class ShardCheck:
     damages: list[str] = field(default_factory=list)
     id_hashes: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
     rows_read: int = 0
+    _opened: dict[str, Store] = field(default_factory=dict)
 
     def run(self, chosen: Sequence[int] | None = None) -> None:
         """Look at all of it (None), or at the sizes, the index and the chosen rows."""
@@ -51,7 +51,7 @@ class ShardCheck:
     def _run(self, chosen: Sequence[int] | None) -> None:
         size = self._tar_size()
         try:
-            rows = read_rows(self.store, self.description, self.shard)
+            rows = read_rows(self.store, self.description.audio_files, self.shard)
         except ValueError as error:
             self.damages.append(str(error))
             if chosen is None and size == self.shard.bytes:
@@ -152,7 +152,7 @@ class ShardCheck:
         return None
 
     def _outside(self, number: int) -> StoredFile:
-        return audio_file(self.store, self.description.audio_files[number].path)
+        return audio_file(self.store, self.description.audio_files[number].path, self._opened)
 
     def _check_audio(self, i: int, row: np.void, audio: bytes) -> None:
         try:
@@ -165,13 +165,8 @@ class ShardCheck:
 
     def _parse(self, row: np.void, data: bytes) -> Utterance:
         """Raises ValueError when an intact record does not parse or is not what its row and dataset.json say."""
-        try:
-            record = json.loads(data)
-            continuation = record.pop("continuation", None)
-            utterance = Utterance.from_json(record)
-            prompt = None if continuation is None else Continuation.from_json(continuation).prompt
-        except (ValueError, AttributeError, TypeError, RecursionError) as error:
-            raise ValueError(f"the record cannot be read ({error})") from None
+        utterance, continuation = parse_record(data)
+        prompt = None if continuation is None else continuation.prompt
         emotion = -1 if utterance.emotion is None else EMOTIONS.index(utterance.emotion)
         both = {
             "id": (name_hash(utterance.id), row["id_hash"]), "corpus": (name_hash(utterance.corpus), row["corpus"]),

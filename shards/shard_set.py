@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.audio import AudioError, decode_flac
-from shards.index import INDEX_ROW, OWN_TAR, Description, Shard, name_hash, read_description, read_index
+from shards.index import INDEX_ROW, OWN_TAR, AudioFile, Description, Shard, name_hash, read_description, read_index
 from shards.sample import Continuation, Utterance
 from shards.store import Range, Store, is_url, open_store
 
@@ -80,7 +80,7 @@ class ShardSet:
                 for name in INDEX_ROW.names or ():
                     parts[-1][name] = index[name]
                 self.shards.append((store, shard))
-            self._audio_files += [audio_file(store, file.path) for file in description.audio_files]
+            self._audio_files += _outside_files(store, description)
         self.rows: NDArray[np.void] = np.concatenate(parts) if parts else np.empty(0, _ROW)
         hashes = self.rows["id_hash"]
         if len(stores) > 1 and len(np.unique(hashes)) < len(hashes):
@@ -118,8 +118,12 @@ class ShardSet:
         parts = self._read_ranges([self._json_range(row) for row in rows])
         return [self._parse(row, part) for row, part in zip(rows, parts, strict=True)]
 
+    def audio(self, row: int) -> NDArray[np.int16]:
+        """The sample's audio, int16 [num_samples] at 16 kHz. Raises as `read`."""
+        return self._decode(row, self.audio_bytes(row))
+
     def audio_bytes(self, row: int) -> bytes:
-        """The sample's audio as a FLAC file. Raises as `read`."""
+        """The sample's audio as it lies there: a FLAC file, or another if others wrote the tar. Raises as `read`."""
         (data,) = self._read_ranges([self._audio_range(row)])
         self._check(row, data, "audio")
         return data
@@ -135,22 +139,31 @@ class ShardSet:
                 utterance, continuation = self._parse(row, record)
             except CorruptSample:  # once more, alone: a network can garble what the disk holds intact
                 audio, (utterance, continuation) = self.audio_bytes(row), self.record(row)
-            waveform = decode_flac(audio)
-            if len(waveform) != self.rows[row]["num_samples"]:
-                raise AudioError("unreadable", f"{len(waveform)} samples, not {self.rows[row]['num_samples']}")
+            waveform = self._decode(row, audio)
         except CorruptSample as error:
             return error
-        except AudioError as error:
-            return CorruptSample(f"{self.where(row)}: {error}")
         if continuation is None:
             raise ValueError(no_continuations(self.url))
         return Sample(utterance, continuation, waveform)
 
+    def _decode(self, row: int, audio: bytes) -> NDArray[np.int16]:
+        entry = self.rows[row]
+        try:
+            samples = decode_flac(audio)
+        except AudioError as error:
+            raise CorruptSample(f"{self.where(row)}: {error}") from None
+        if len(samples) != entry["num_samples"]:
+            raise CorruptSample(
+                f"{self.where(row)}: the audio has {len(samples)} samples, the index says {entry['num_samples']}"
+            )
+        return samples
+
     def _parse(self, row: int, data: bytes) -> tuple[Utterance, Continuation | None]:
         self._check(row, data, "json")
-        record = json.loads(data)
-        continuation = record.pop("continuation", None)
-        return Utterance.from_json(record), continuation and Continuation.from_json(continuation)
+        try:
+            return parse_record(data)
+        except ValueError as error:
+            raise CorruptSample(f"{self.where(row)}: {error}") from None
 
     def _check(self, row: int, data: bytes, part: str) -> None:
         what = {"audio": "audio", "json": "record"}[part]
@@ -208,9 +221,43 @@ def _indexes(store: Store, description: Description) -> Iterator[NDArray[np.void
         yield from pool.map(lambda shard: read_index(store, description, shard), description.shards)
 
 
-def audio_file(store: Store, path: str) -> StoredFile:
-    """The file that a path in `audio_files` of the set in `store` means."""
-    if is_url(path) or (path.startswith("/") and is_url(store.url)):
-        folder, _, name = path.rpartition("/")
-        return StoredFile(open_store(folder or "/"), name)
-    return StoredFile(store, path)
+def parse_record(data: bytes) -> tuple[Utterance, Continuation | None]:
+    """What `key.json` holds. Raises ValueError when it is no such record."""
+    try:
+        record = json.loads(data)
+        continuation = record.pop("continuation", None)
+        return Utterance.from_json(record), None if continuation is None else Continuation.from_json(continuation)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"the record cannot be read ({error})") from None
+
+
+def audio_file(store: Store, path: str, opened: dict[str, Store] | None = None) -> StoredFile:
+    """The file that a path in `audio_files` of the set in `store` means. Other stores are kept in `opened`."""
+    if not is_url(path) and not (path.startswith("/") and is_url(store.url)):
+        return StoredFile(store, path)
+    folder, _, name = path.rpartition("/")
+    opened = {} if opened is None else opened
+    if folder not in opened:
+        opened[folder] = open_store(folder or "/")
+    return StoredFile(opened[folder], name)
+
+
+def _outside_files(store: Store, description: Description) -> list[StoredFile]:
+    """The files of others in which audio of this set lies. Raises ValueError when one is not as it was."""
+    opened: dict[str, Store] = {}
+    files = [audio_file(store, outside.path, opened) for outside in description.audio_files]
+
+    def check(file: StoredFile, outside: AudioFile) -> None:
+        try:
+            size = file.store.size(file.name)
+        except FileNotFoundError:
+            raise ValueError(f"{file}: is missing; audio of {store.url} is read from there") from None
+        if size != outside.bytes:
+            raise ValueError(
+                f"{file}: {size} bytes, not {outside.bytes} as when {store.url} was made; its audio is read from there"
+            )
+
+    with ThreadPoolExecutor(_INDEXES_AT_ONCE) as pool:
+        for _ in pool.map(check, files, description.audio_files):
+            pass
+    return files

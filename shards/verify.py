@@ -53,11 +53,10 @@ def verify(
     record, description = read_dataset(store)
     shards = description.shards
 
-    def check(number: int) -> ShardCheck:  # in a thread, with a store of its own: open files are not shared
+    def check(number: int) -> tuple[list[str], int, NDArray[np.uint64]]:  # in a thread, so with a store of its own
         one = ShardCheck(open_store(root), description, shards[number], inspect)
         one.run(_sampled_rows(description, number) if fast else None)
-        one.store = store
-        return one
+        return one.damages, one.rows_read, one.id_hashes
 
     counts = {"damages": 0, "damaged_shards": 0, "rows_read": 0}
     hashes = []
@@ -72,11 +71,11 @@ def verify(
     with ThreadPoolExecutor(threads) as pool:
         results = pool.map(check, range(len(shards)))
         with contextlib.closing(results):  # type: ignore[type-var]  # on Ctrl-C it takes back what nobody has begun
-            for done, one in enumerate(results, start=1):
-                tell(one.damages)
-                counts["damaged_shards"] += bool(one.damages)
-                counts["rows_read"] += one.rows_read
-                hashes.append(one.id_hashes)
+            for done, (damages, rows_read, id_hashes) in enumerate(results, start=1):
+                tell(damages)
+                counts["damaged_shards"] += bool(damages)
+                counts["rows_read"] += rows_read
+                hashes.append(id_hashes)
                 on_progress(done, len(shards))
     tell([f"{store.url}/{damage}" for damage in _repeated_ids(shards, hashes)])
     return Verified(

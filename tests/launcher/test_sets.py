@@ -69,3 +69,20 @@ def test_verify_says_one_line_of_an_intact_set_and_one_per_damage(
     assert shown[-1] == f"{root}: 1 damage in 1 of 2 shards"
     assert blsp(monkeypatch, "shard", "verify", str(root.parent)) == 2
     assert "not a shard set; make one with `blsp shard RECIPE`" in capsys.readouterr().err
+
+
+def test_remove_says_what_was_proved_and_what_was_not(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = root.with_name("out")
+    assert blsp(monkeypatch, "shard", "remove", str(root), str(out), "--speaker", "anna") == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert f"{out}: 3 clips of speaker 'anna' removed, 3 kept" in shown
+    assert "  each of its 3 records was read back, and none is of speaker 'anna'" in shown
+    assert shown[-1].startswith(f"not looked at: what others say in their clips. {root} still holds the clips")
+    assert blsp(monkeypatch, "shard", "verify", str(out)) == 0
+    capsys.readouterr()
+    assert blsp(monkeypatch, "shard", "remove", str(root), str(out), "--speaker", "ana") == 2
+    assert capsys.readouterr().err == f"blsp: {root}: no speaker 'ana'; there are for example 'anna'\n"
+    assert blsp(monkeypatch, "shard", "remove", str(root), str(out)) == 2
+    assert "say --speaker NAME, --corpus NAME, or both" in capsys.readouterr().err
