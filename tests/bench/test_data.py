@@ -28,7 +28,7 @@ def test_it_measures_every_figure_and_keeps_them(
     monkeypatch.setattr(sys, "argv", ["data", *few, "--out", str(out)])
     assert bench.main() == 0
     figures = {figure["name"]: figure for figure in json.loads(out.read_text())["figures"]}
-    assert len(figures) == 13
+    assert len(figures) == 14
     assert all(figure["ours"]["median"] > 0 for figure in figures.values())
     assert figures["state to resume from"]["met"] is True
     table = capsys.readouterr().out.splitlines()

@@ -3,30 +3,65 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
+from s3fs import S3FileSystem
+
+from shards.store import open_store
 from tests.bench.data.clips import Clips
 from tests.bench.data.figure import Figure
 from tests.bench.data.ours import make_reader, make_set
 from tests.bench.data.timing import Spread
+from tests.shards.s3_server import S3Server
 
 RANKS = 8
+_NOBODY = {
+    "AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nobody", "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}  # fmt: skip
 
 
 def measure(clips: Clips, scratch: Path) -> list[Figure]:
-    """What the kernel says this process read while eight readers open the set and go through an epoch."""
+    """Eight readers open the set and go through an epoch: by what the kernel says that this process read from files,
+    and by what an S3 server on loopback has sent."""
     root = scratch / "fetched"
     make_set(clips, root)
     _epoch(root, 0)  # what is imported or made on first use is not data
     total = sum(path.stat().st_size for path in (root / "shards").iterdir())
-    share = bytes_read(lambda: [_epoch(root, rank) for rank in range(RANKS)]) / total
+    read = {"a disk": bytes_read(lambda: _all_ranks(root)), "S3": _bytes_sent(root)}
     return [
         Figure(
-            name=f"bytes read in an epoch by {RANKS} ranks / bytes of the tars", target=1.02,
-            ours=Spread.of([share]),
+            name=f"bytes read from {place} in an epoch by {RANKS} ranks / bytes of the tars", target=1.02,
+            ours=Spread.of([number / total]),
         )
+        for place, number in read.items()
     ]  # fmt: skip
+
+
+def _bytes_sent(folder: Path) -> int:
+    """Answers to all requests of the ranks, listings and descriptions included."""
+    server = S3Server()
+    try:
+        with mock.patch.dict(os.environ, {**_NOBODY, "AWS_ENDPOINT_URL": server.url}):
+            bucket = open_store("s3://bench/set")
+            S3FileSystem(skip_instance_cache=True).mkdir("bench")
+            for path in folder.rglob("*"):
+                if path.is_file():
+                    bucket.write(path.relative_to(folder).as_posix(), path.read_bytes())
+            _epoch("s3://bench/set", 0)
+            server.reset()
+            _all_ranks("s3://bench/set")
+            return server.bytes_sent
+    finally:
+        server.stop()
+
+
+def _all_ranks(root: str | Path) -> None:
+    for rank in range(RANKS):
+        _epoch(root, rank)
 
 
 def bytes_read(action: Callable[[], object]) -> int:
@@ -43,7 +78,7 @@ def _rchar() -> int:
     raise OSError("/proc/self/io has no line rchar; this figure needs Linux")
 
 
-def _epoch(root: Path, rank: int) -> None:
+def _epoch(root: str | Path, rank: int) -> None:
     reader, plan, _ = make_reader(root, rank, RANKS)
     for _ in itertools.islice(reader.steps(0), plan.num_steps(0)):
         pass

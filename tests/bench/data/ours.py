@@ -65,7 +65,7 @@ class Template:
 template = Template()
 
 
-def make_reader(root: Path, rank: int = 0, world_size: int = 1) -> tuple[Reader, Plan, ShardSet]:
+def make_reader(root: str | Path, rank: int = 0, world_size: int = 1) -> tuple[Reader, Plan, ShardSet]:
     """Reader of one rank over the set, steps of 32 clips in 8 micro-batches; its plan and its set."""
     shard_set = ShardSet.open(root)
     collator = Collator(template(), lambda samples: -(-samples // 2560), {"continue_tone": 1.0}, with_teacher=True)
