@@ -4,7 +4,7 @@ What is different from a folder:
 - A PUT is atomic, and `create` is a conditional one (`If-None-Match: *`): a commit happens once, whoever else tries.
 - Objects cannot be locked. `lock` holds this host only; drivers on two hosts do double work, but commit once.
 - Unfinished files lie in the temporary folder of the host (TMPDIR) until `put` has sent them.
-- A process has at most MAX_REQUESTS reads in flight. A range costs one GET of just its bytes; none are merged.
+- A process has at most MAX_REQUESTS requests in flight. A range is one GET of just its bytes; none are merged.
 
 Keys and the address of the store are found by botocore alone (environment, ~/.aws, AWS_ENDPOINT_URL). No object here
 holds them, and what the libraries say of a failure, which may quote them, is replaced by sentences of ours.
@@ -21,7 +21,7 @@ import stat
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -162,6 +162,12 @@ class ObjectStore:
     def scratch(self) -> Path:
         """The same folder for all processes of this user on this host that write here: what a killed one leaves
         behind, the next one finds."""
+        folder = self._here() / "_tmp"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def _here(self) -> Path:
+        """What this host keeps of this root."""
         mine = Path(tempfile.gettempdir()) / f"blsp-{os.getuid()}"
         folder = mine / hashlib.blake2b(self.url.encode(), digest_size=8).hexdigest()
         mine.mkdir(mode=0o700, exist_ok=True)
@@ -178,17 +184,26 @@ class ObjectStore:
     def lock(self) -> Iterator[None]:
         """Hold this root against a second driver on this host. Raises ValueError naming it, or when the store ignores
         the condition of a conditional PUT, on which every commit rests."""
-        with folder_lock(self.scratch()):
-            probe = f"_tmp/{uuid.uuid4().hex}.probe"
+        here = self._here()
+        with ExitStack() as held:
             try:
-                if not self.create(probe, b"first") or self.create(probe, b"second"):
-                    raise ValueError(
-                        f"{self.url}: this store replaces objects that it was told not to replace (If-None-Match), so "
-                        "two writers could undo each other's work; write to a disk, and copy the finished set"
-                    )
-            finally:
-                self.delete(probe)
+                held.enter_context(folder_lock(here))
+            except ValueError as error:
+                raise ValueError(str(error).replace(str(here), self.url, 1)) from None
+            self._refuse_unconditional_puts()
             yield
+
+    def _refuse_unconditional_puts(self) -> None:
+        probe = f"_tmp/{uuid.uuid4().hex}.probe"
+        try:
+            if self.create(probe, b"first") and not self.create(probe, b"second"):
+                return
+        finally:
+            self.delete(probe)
+        raise ValueError(
+            f"{self.url}: this store replaces objects that it was told not to replace (If-None-Match), so two writers "
+            "could undo each other's work; write to a disk, and copy the finished set"
+        )
 
 
 _filesystems: dict[int, Any] = {}  # by process: connections do not survive a fork, and closing a parent's would hang
@@ -208,7 +223,7 @@ def _new_filesystem() -> Any:
         raise ValueError("s3:// needs the package s3fs: pip install 'blsp-emo[s3]'") from None
     for name in ("aiobotocore", "boto3", "botocore", "fsspec", "s3fs"):
         logging.getLogger(name).setLevel(logging.INFO)  # at DEBUG they print requests with keys and tokens
-    one_attempt = {"retries": {"total_max_attempts": 1}, "max_pool_connections": MAX_REQUESTS}  # `retried` counts
+    one_attempt = {"retries": {"total_max_attempts": 1}, "max_pool_connections": MAX_REQUESTS}  # `retried` tries again
     filesystem = S3FileSystem(skip_instance_cache=True, use_listings_cache=False, config_kwargs=one_attempt)
     filesystem.retries = 1
     try:
