@@ -26,18 +26,30 @@ def _packed_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """query [1, heads, T, d], key and value [1, kv heads, T, d] -> [1, T, heads, d]."""
+    causal, window = bool(getattr(module, "is_causal", False)), kwargs.get("sliding_window")
     lengths = kwargs.get("sequence_lengths")
     if lengths is None:
+        if attention_mask is None:
+            attention_mask = _reach(query, causal, window).get("attn_mask")
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return output, None
     outputs = [
         functional.scaled_dot_product_attention(
             q, k, v, dropout_p=kwargs.get("dropout", 0.0), scale=kwargs.get("scaling"),
-            is_causal=bool(getattr(module, "is_causal", False)), enable_gqa=q.shape[1] != k.shape[1],
+            enable_gqa=q.shape[1] != k.shape[1], **_reach(q, causal, window),
         )
         for q, k, v in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
     ]  # fmt: skip
     return torch.cat(outputs, 2).transpose(1, 2), None
+
+
+def _reach(query: Tensor, causal: bool, window: int | None) -> dict[str, Any]:
+    """How far back a position looks: Mistral's and some of Qwen's layers see the last `window` positions only."""
+    length = query.shape[2]
+    if window is None or length <= window:
+        return {"is_causal": causal}
+    mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril().triu(1 - window)
+    return {"attn_mask": mask}
 
 
 def _packed_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:

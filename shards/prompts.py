@@ -77,16 +77,30 @@ class ChatTemplate:
     def _split(self, prompt: str, emotion: str | None) -> tuple[str, str]:
         wording = PROMPTS[prompt]
         instruction = wording.instruction.format(emotion=emotion) if emotion else wording.instruction
-        rendered = self.tokenizer.apply_chat_template(
-            [{"role": "system", "content": wording.system}, {"role": "user", "content": instruction + _SLOT}],
-            tokenize=False,
-            add_generation_prompt=True,
-        )
+        user = instruction + _SLOT
+        rendered = self._render([{"role": "system", "content": wording.system}, {"role": "user", "content": user}])
+        if rendered is None or wording.system not in rendered:
+            # Mistral's and Gemma's templates know no system turn: its words open the user's.
+            rendered = self._render([{"role": "user", "content": f"{wording.system}\n\n{user}"}])
+        before, *after = (rendered or "").split(_SLOT)
+        if len(after) != 1:
+            how = "repeats" if after else "drops"
+            raise ValueError(f"{self.tokenizer.name_or_path}: its chat template {how} the user's message")
+        return before, after[0]
+
+    def _render(self, turns: list[dict[str, str]]) -> str | None:
+        """A conversation as text, up to where the answer starts; None when the template refuses it."""
+        from jinja2 import TemplateError
+
+        try:
+            # Targets are answers, not thoughts: templates of reasoning LLMs (Qwen3) then close the thinking at once.
+            rendered = self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
+        except TemplateError:
+            return None
         assert isinstance(rendered, str)
-        before, slot, after = rendered.partition(_SLOT)
-        if not slot:
-            raise ValueError(f"{self.tokenizer.name_or_path}: its chat template drops the user's message")
-        return before, after
+        return rendered
 
     def prefix(self, prompt: str, emotion: str | None = None) -> list[int]:
         """Ids before the speech: system turn, start of the user turn, instruction. `emotion` fills its placeholder."""
