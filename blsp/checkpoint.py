@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 
+from blsp.weight_files import named_in_pickle
 from cluster.files import sync_folder, write_atomically
 
 # What DeepSpeed's optimizer files hold besides tensors and plain values.
@@ -113,9 +113,7 @@ def load(engine: DeepSpeedEngine, checkpoint: Path) -> None:
     try:
         path, _ = engine.load_checkpoint(str(checkpoint), tag=_TAG, load_module_strict=True)
     except UnpicklingError as error:
-        # torch's own message tells how to run it all the same; the name in it is what counts.
-        name = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"names {name[1]}" if name else "holds more than tensors and plain values"
+        what = named_in_pickle(error)
         raise ValueError(f"{checkpoint}: refused, because a file in it {what}; nothing of it was run") from None
     assert path is not None, checkpoint
 

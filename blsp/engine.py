@@ -17,19 +17,16 @@ from dataclasses import fields
 from types import FrameType
 
 import deepspeed
-import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from blsp import checkpoint, zero
 from blsp.losses import Losses
-from blsp.model import EXPORT_CONFIG, EXPORT_WEIGHTS
-from blsp.provenance import versions
+from blsp.model import write_export
 from blsp.recipe import StageSection, TrainRecipe
 from blsp.run import OnStep, Run, join, prepare, together
 from blsp.schedule import learning_rate_factor
-from cluster.files import write_atomically
 from cluster.lock import folder_lock
 from shards.audio import SAMPLE_RATE
 from shards.collate import Batch
@@ -191,19 +188,10 @@ def export(run: Run) -> None:
                 for name, value in model.parts[part].state_dict().items():
                     weights[f"{part}.{name}"] = value.detach().cpu().contiguous()
     if dist.get_rank() == 0:
-        folder = run.recipe.run / "export"
-        write_atomically(folder / EXPORT_WEIGHTS, safetensors.torch.save(weights))
-        section = json.loads(run.recipe.model.model_dump_json())
-        content = {
-            "model": section,
-            "parts": parts,
-            "stage": json.loads(run.recipe.stage.model_dump_json()),
-            "steps": run.step,
-            "frozen": model.frozen,
-            "dataset_id": run.dataset_id,
-            "versions": versions(),
-        }
-        write_atomically(folder / EXPORT_CONFIG, json.dumps(content, indent=1).encode())
+        write_export(
+            run.recipe.run / "export", weights, model=run.recipe.model, parts=parts, stage=run.recipe.stage,
+            frozen=model.frozen, steps=run.step, dataset_id=run.dataset_id,
+        )  # fmt: skip
 
 
 @contextmanager

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
@@ -23,8 +23,9 @@ from blsp.features import AudioWindow
 from blsp.lora import LoraGate, add_lora
 from blsp.losses import Losses, continuation_ce, continuation_kl, emotion_ce
 from blsp.packing import attention_implementation, bounds
-from blsp.provenance import frozen_weights, refuse_other_weights
+from blsp.provenance import frozen_weights, refuse_other_weights, versions
 from blsp.recipe import ModelSection, StageSection
+from cluster.files import write_atomically
 from shards.collate import Batch
 from shards.prompts import ChatTemplate
 from shards.sample import EMOTIONS
@@ -63,7 +64,7 @@ class SpeechLM(nn.Module):
         llm_width = embeddings.shape[1]
         adapter = make_adapter(config.adapter, encoder.width, llm_width)
         # Speech must arrive at the scale that the LLM's own embeddings have.
-        self.scale = float(embeddings.float().square().mean().sqrt())
+        self.scale = embedding_scale(embeddings)
         nn.init.constant_(adapter.norm.weight, self.scale)
         self.parts = nn.ModuleDict(
             {
@@ -107,6 +108,8 @@ class SpeechLM(nn.Module):
         """The finished model of a run folder, ready to generate. Raises ValueError when the run has no export yet."""
         device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         section = export_config(run / "export")["model"]
+        # An imported run carries its pretrained parts along, wherever it is moved to; their hashes are checked.
+        section |= {part: str(run / part) for part in ("llm", "encoder") if (run / part).is_dir()}
         model = cls.build(ModelSection.model_validate({**section, "init": None}), device)
         model.load_export(run / "export")
         return model.eval()
@@ -128,7 +131,7 @@ class SpeechLM(nn.Module):
                 f"{adapter.model_dump(mode='json')}"
             )
         refuse_other_weights(exported["frozen"], self.frozen, str(folder))
-        state = load_file(folder / EXPORT_WEIGHTS)
+        state = safetensors.torch.load_file(folder / EXPORT_WEIGHTS)
         for part in exported["parts"]:
             if part not in self.parts:
                 raise ValueError(f"{folder}: holds {part!r}, which this recipe has not; add the section model.{part}")
@@ -326,6 +329,34 @@ def _load_template(llm: str, revision: str | None) -> ChatTemplate | None:
     if folder.is_dir() and not any((folder / name).exists() for name in _TOKENIZER_FILES):
         return None
     return ChatTemplate(AutoTokenizer.from_pretrained(llm, revision=revision, trust_remote_code=False))
+
+
+def embedding_scale(embeddings: Tensor) -> float:
+    """Root mean square of the LLM's embeddings [V, H]."""
+    return float(embeddings.float().square().mean().sqrt())
+
+
+def write_export(
+    folder: Path,
+    weights: dict[str, Tensor],
+    *,
+    model: ModelSection,
+    parts: list[str],
+    stage: StageSection,
+    frozen: dict[str, str],
+    **more: Any,
+) -> None:
+    """Write what `load_export` reads: weights by `part.name`, and what made them."""
+    write_atomically(folder / EXPORT_WEIGHTS, safetensors.torch.save(weights))
+    content = {
+        "model": json.loads(model.model_dump_json()),
+        "parts": parts,
+        "stage": json.loads(stage.model_dump_json()),
+        "frozen": frozen,
+        "versions": versions(),
+        **more,
+    }
+    write_atomically(folder / EXPORT_CONFIG, json.dumps(content, indent=1).encode())
 
 
 def export_config(folder: Path) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from blsp.encoder import SpeechEncoder
 from blsp.features import AudioWindow
 from blsp.model import pack
 from blsp.packing import attention_implementation, bounds
+from blsp.qwen_tokenizer import CHATML
 from shards.audio import load_audio
 from shards.manifest import read_manifest
 from shards.prompts import PROMPTS, ChatTemplate
@@ -39,10 +40,6 @@ from shards.world import INTERJECTIONS, Sentence, split_sentences
 
 OnStep = Callable[[int, int, float], None]  # step, number of steps, loss
 
-_CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 _CPU = torch.device("cpu")
 
 
@@ -81,7 +78,7 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
         trainers.BpeTrainer(vocab_size=1024, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
     )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    tokenizer.chat_template = _CHATML
+    tokenizer.chat_template = CHATML
     return tokenizer
 
 

@@ -57,6 +57,8 @@ def main() -> None:
     app(args=debug + [argument for argument in arguments if argument != "--debug"], prog_name="blsp")
 
 
+imports = typer.Typer(help="Turn checkpoints of others into run folders of ours.")
+app.add_typer(imports, name="import")
 miniature = typer.Typer(help="Make the miniature's speech and stand-ins for pretrained models.")
 app.add_typer(miniature, name="miniature")
 shard = typer.Typer(
@@ -237,6 +239,26 @@ def run_quickstart(
     from launcher import quickstart
 
     quickstart.run(folder, seed)
+
+
+@imports.command()
+def authors(
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help="Folder of the released checkpoint: config.json and its weights.")
+    ],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Run folder to write: llm, encoder and export. Never overwrites.")
+    ],
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Folder with Qwen-7B-Chat's qwen.tiktoken, where SRC has no tokenizer.")
+    ] = None,
+) -> None:
+    """The authors' BLSP-Emo (cwang621/blsp-emo on the Hugging Face hub): every tensor is accounted for, and no code of
+    theirs is run. Afterwards `blsp chat OUT` and `blsp eval` take it, and a recipe can start from it.
+    """
+    from launcher import bring
+
+    bring.authors(source, out, tokenizer)
 
 
 @miniature.command()

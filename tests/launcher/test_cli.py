@@ -32,7 +32,19 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 def test_help_names_every_verb() -> None:
     help_text = blsp("--help").stdout
-    for verb in ("ls", "cp", "validate", "manifest", "shard", "train", "eval", "report", "chat", "quickstart"):
+    for verb in (
+        "ls",
+        "cp",
+        "validate",
+        "manifest",
+        "shard",
+        "train",
+        "eval",
+        "report",
+        "chat",
+        "quickstart",
+        "import",
+    ):
         assert f" {verb} " in help_text
     assert app.info.help is not None
     assert str(app.info.help) in help_text
@@ -145,3 +157,16 @@ def test_a_rank_refuses_a_port_in_use(monkeypatch: pytest.MonkeyPatch, capsys: p
         monkeypatch.setattr(sys, "argv", ["train", "--local_rank=0", "--config", "mini_stage1", "data.seed=2"])
         assert train.main() == 2
     assert f"blsp: port {port} on this host is taken by another process" in capsys.readouterr().err
+
+
+def test_import_authors_says_what_it_found_and_what_comes_next(tmp_path: Path) -> None:
+    parity = Path(__file__).parents[1] / "fixtures" / "parity"
+    done = blsp("import", "authors", str(parity / "stage2"), "ours", folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "87 tensors, 0.2 M numbers, with LoRA; all accounted for" in done.stdout
+    assert "model.llm=ours/llm model.encoder=ours/encoder model.init=ours" in done.stdout
+    assert {path.name for path in (tmp_path / "ours").iterdir()} == {"llm", "encoder", "export"}
+    again = blsp("import", "authors", str(parity / "stage2"), "ours", folder=tmp_path)
+    assert (again.returncode, again.stderr) == (
+        2, "blsp: ours: already there; choose another name or remove it first\n",
+    )  # fmt: skip
