@@ -20,12 +20,13 @@ from transformers import AutoTokenizer, Qwen2ForCausalLM, WhisperFeatureExtracto
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from blsp.adapter import ConvAdapter
-from blsp.released_config import LINEARS, AuthorsConfig, read_config
+from blsp.export import write_export
 from blsp.lora import add_lora
-from blsp.model import embedding_scale, write_export
+from blsp.model import embedding_scale
 from blsp.provenance import frozen_weights
 from blsp.qwen_tokenizer import RANKS, qwen_tokenizer
 from blsp.recipe import ModelSection, StageSection
+from blsp.released_config import LINEARS, AuthorsConfig, read_config
 from blsp.weight_files import StoredTensor, stored_tensors
 from shards.prompts import ChatTemplate
 from shards.sample import EMOTIONS

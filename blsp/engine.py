@@ -22,8 +22,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from blsp import checkpoint, zero
+from blsp.export import write_export
 from blsp.losses import Losses
-from blsp.model import write_export
 from blsp.recipe import StageSection, TrainRecipe
 from blsp.run import OnStep, Run, join, prepare, together
 from blsp.schedule import learning_rate_factor

@@ -6,31 +6,29 @@ H LLM width, n clips. What a stage trains is registered in `SpeechLM.parts`; fro
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from blsp.adapter import make_adapter
 from blsp.encoder import Encoder, load_encoder
+from blsp.export import EXPORT_WEIGHTS, export_config
 from blsp.features import AudioWindow
 from blsp.lora import LoraGate, add_lora
 from blsp.losses import Losses, continuation_ce, continuation_kl, emotion_ce
 from blsp.packing import attention_implementation, bounds
-from blsp.provenance import frozen_weights, refuse_other_weights, versions
+from blsp.provenance import frozen_weights, refuse_other_weights
 from blsp.recipe import ModelSection, StageSection
-from cluster.files import write_atomically
 from shards.collate import Batch
 from shards.prompts import ChatTemplate
 from shards.sample import EMOTIONS
 
-EXPORT_WEIGHTS, EXPORT_CONFIG = "model.safetensors", "config.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 # Row r predicts response token r. The authors' code compares the rows of the response tokens themselves.
 _KL_SHIFT = {"next": 0, "authors": 1}
@@ -131,7 +129,7 @@ class SpeechLM(nn.Module):
                 f"{adapter.model_dump(mode='json')}"
             )
         refuse_other_weights(exported["frozen"], self.frozen, str(folder))
-        state = safetensors.torch.load_file(folder / EXPORT_WEIGHTS)
+        state = load_file(folder / EXPORT_WEIGHTS)
         for part in exported["parts"]:
             if part not in self.parts:
                 raise ValueError(f"{folder}: holds {part!r}, which this recipe has not; add the section model.{part}")
@@ -216,7 +214,9 @@ class SpeechLM(nn.Module):
             encoded, lengths = self.encoder(batch.waveform, batch.num_samples)
         speech, lengths = self.parts["adapter"](encoded, lengths)
         heard = self._listen(batch, speech)
-        weight, ends = batch.row_weight, batch.targets == self.template.end_of_turn_id
+        # Without a template no token is known to end a turn.
+        end = -1 if self._template is None else self._template.end_of_turn_id
+        weight, ends = batch.row_weight, batch.targets == end
         ce = kl = kl_t1 = torch.zeros_like(weight)
         if "ce" in stage.losses:
             ce = weight * continuation_ce(head, heard[batch.rows], batch.targets)
@@ -334,37 +334,3 @@ def _load_template(llm: str, revision: str | None) -> ChatTemplate | None:
 def embedding_scale(embeddings: Tensor) -> float:
     """Root mean square of the LLM's embeddings [V, H]."""
     return float(embeddings.float().square().mean().sqrt())
-
-
-def write_export(
-    folder: Path,
-    weights: dict[str, Tensor],
-    *,
-    model: ModelSection,
-    parts: list[str],
-    stage: StageSection,
-    frozen: dict[str, str],
-    **more: Any,
-) -> None:
-    """Write what `load_export` reads: weights by `part.name`, and what made them."""
-    write_atomically(folder / EXPORT_WEIGHTS, safetensors.torch.save(weights))
-    content = {
-        "model": json.loads(model.model_dump_json()),
-        "parts": parts,
-        "stage": json.loads(stage.model_dump_json()),
-        "frozen": frozen,
-        "versions": versions(),
-        **more,
-    }
-    write_atomically(folder / EXPORT_CONFIG, json.dumps(content, indent=1).encode())
-
-
-def export_config(folder: Path) -> dict[str, Any]:
-    """What an export says of itself. Raises ValueError when there is none."""
-    path = folder / EXPORT_CONFIG
-    if not path.exists():
-        raise ValueError(
-            f"{folder}: no export here; has the run of {folder.parent} finished? (`blsp train` writes it at the end)"
-        )
-    config: dict[str, Any] = json.loads(path.read_text())
-    return config

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from transformers import Qwen2Config, WhisperConfig
 
-from blsp.recipe import AdapterSection, LoraSection
+from blsp.recipe import ConvSection, LoraSection
 from shards.sample import EMOTIONS
 
 # A linear layer of ours: theirs in the same block, and which of how many equal blocks of its rows.
@@ -33,7 +33,7 @@ class AuthorsConfig:
 
     llm: Qwen2Config
     whisper: WhisperConfig
-    adapter: AdapterSection
+    adapter: ConvSection
     lora: LoraSection | None
     kl_temperature: float
 
@@ -125,12 +125,12 @@ def _whisper(whisper: _Fields) -> WhisperConfig:
     return WhisperConfig(**sizes, **rates)
 
 
-def _adapter(fields: _Fields) -> AdapterSection:
+def _adapter(fields: _Fields) -> ConvSection:
     listed = fields("conv_kernel_sizes", str, "5,5,5")
     if not re.fullmatch(r"\d*[13579](,\d*[13579])*", listed):
         raise fields.error("conv_kernel_sizes", f"{listed!r} is not a list of odd widths such as '5,5,5'")
     kernels = tuple(int(width) for width in listed.split(","))
-    return AdapterSection(bottleneck=fields("adapter_inner_dim", int), kernels=kernels)
+    return ConvSection(bottleneck=fields("adapter_inner_dim", int), kernels=kernels)
 
 
 def _lora(fields: _Fields) -> LoraSection:

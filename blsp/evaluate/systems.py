@@ -20,8 +20,9 @@ from sklearn.preprocessing import StandardScaler
 
 from blsp import recipe as recipes
 from blsp.evaluate.asr import Recogniser, open_recogniser
+from blsp.export import EXPORT_CONFIG, export_config
 from blsp.features import AudioWindow, log_mel
-from blsp.model import EXPORT_CONFIG, SpeechLM, export_config
+from blsp.model import SpeechLM
 from shards.audio import load_audio
 from shards.manifest import read_manifest
 from shards.sample import EMOTIONS, Utterance

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from blsp.model import SpeechLM, export_config
+from blsp.export import export_config
+from blsp.model import SpeechLM
 from blsp.recipe import StageSection
 from shards.audio import load_audio
 from shards.collate import Batch, Collator

@@ -21,7 +21,8 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from blsp.evaluate.result import read_result, read_rows, write_result
 from blsp.evaluate.run import evaluate
 from blsp.evaluate.systems import TextLLM, prompts_learnt
-from blsp.model import EXPORT_CONFIG, EXPORT_WEIGHTS, SpeechLM
+from blsp.export import EXPORT_CONFIG, EXPORT_WEIGHTS
+from blsp.model import SpeechLM
 from blsp.recipe import EvalRecipe, ModelSection
 from launcher import use
 from shards.manifest import write_manifest
