@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
-from blsp.packing import convolve, pad_packed
+from blsp.packing import PackedConv1d
 from blsp.recipe import AdapterSection, ConvSection, StackMlpSection
 
 
@@ -36,7 +36,7 @@ class ConvAdapter(nn.Module):
         super().__init__()
         widths = [width] * len(kernels) + [llm_width]
         self.convs = nn.ModuleList(
-            nn.Conv1d(before, 2 * after, kernel_size=kernel, stride=2, padding=kernel // 2)
+            PackedConv1d(before, 2 * after, kernel_size=kernel, stride=2, padding=kernel // 2)
             for (before, after), kernel in zip(pairwise(widths), kernels, strict=True)
         )
         self.fc1 = nn.Linear(llm_width, bottleneck, bias=False)
@@ -51,12 +51,10 @@ class ConvAdapter(nn.Module):
 
     def forward(self, encoded: Tensor, lengths: list[int]) -> tuple[Tensor, list[int]]:
         """[sum P, D] and P of each clip -> [sum S, H] and S of each clip."""
-        padded, _ = pad_packed(encoded, lengths)
+        packed = encoded
         for conv in self.convs:
-            assert isinstance(conv, nn.Conv1d)
-            hidden, lengths = convolve(conv, padded, lengths)
-            padded = functional.glu(hidden, dim=-1)
-        packed = torch.cat([clip[:length] for clip, length in zip(padded, lengths, strict=True)])
+            packed, lengths = conv(packed, lengths)
+            packed = functional.glu(packed, dim=-1)
         return self.norm(packed + self.fc2(functional.gelu(self.fc1(packed)))), lengths
 
 

@@ -15,7 +15,7 @@ from transformers import AutoConfig, PreTrainedModel, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from blsp.features import HOP, AudioWindow, log_mel, num_frames
-from blsp.packing import attention_implementation, bounds, convolve, pad_packed
+from blsp.packing import PackedConv1d, attention_implementation, bounds
 from blsp.wave_encoder import WAVE_MODELS, WaveEncoder, load_wave_encoder
 
 
@@ -50,6 +50,7 @@ class SpeechEncoder(nn.Module):
 
     def __init__(self, whisper: WhisperEncoder, window: AudioWindow) -> None:
         super().__init__()
+        whisper.conv1, whisper.conv2 = PackedConv1d.of(whisper.conv1), PackedConv1d.of(whisper.conv2)
         self.whisper = whisper
         self.window = window
 
@@ -83,16 +84,13 @@ class SpeechEncoder(nn.Module):
         whisper = self.whisper
         dtype = whisper.conv1.bias.dtype if whisper.conv1.bias is not None else whisper.conv1.weight.dtype
         mel, frames = log_mel(waveform, num_samples, self.window, whisper.config.num_mel_bins)
-        padded, _ = pad_packed(mel.to(dtype), frames)
-        hidden, lengths = convolve(whisper.conv1, padded, frames)
-        # gelu(0) = 0, so what lies behind a clip's end stays zero.
-        hidden, lengths = convolve(whisper.conv2, functional.gelu(hidden), lengths)
-        hidden = functional.gelu(hidden)
+        hidden, lengths = whisper.conv1(mel.to(dtype), frames)
+        hidden, lengths = whisper.conv2(functional.gelu(hidden), lengths)
         limit = whisper.config.max_source_positions
         if max(lengths) > limit:
             raise ValueError(f"a clip of {max(lengths) / 50:.1f} s is longer than the encoder's {limit / 50:.0f} s")
-        hidden = hidden + whisper.embed_positions.weight[: hidden.shape[1]].to(dtype)
-        packed = torch.cat([clip[:length] for clip, length in zip(hidden, lengths, strict=True)])[None]
+        positions = torch.cat([whisper.embed_positions.weight[:length] for length in lengths])
+        packed = (functional.gelu(hidden) + positions.to(dtype))[None]
         where = bounds(lengths, packed.device)
         for layer in whisper.layers:
             packed = layer(packed, None, **where)
