@@ -30,6 +30,7 @@ from blsp.released_config import LINEARS, AuthorsConfig, read_config
 from blsp.weight_files import StoredTensor, stored_tensors
 from shards.prompts import ChatTemplate
 from shards.sample import EMOTIONS
+from shards.writers import model_fingerprint
 
 _LLM = {
     "model.embed_tokens.weight": "transformer.wte.weight",
@@ -75,7 +76,8 @@ class Imported:
 def import_authors(source: Path, out: Path, tokenizer: Path | None = None) -> Imported:
     """Write `out/llm` and `out/encoder` (Hugging Face folders) and `out/export`, as a finished run has it.
 
-    `tokenizer` is a folder with the LLM's tokenizer files, where `source` has none. Holds the weights once in memory.
+    `tokenizer` is a folder with the LLM's tokenizer files, where `source` has none. Holds the weights once in memory,
+    beside the files, which are mapped.
     Raises ValueError when `out` holds something, when the configuration or a file asks for what we have not, and for
     any tensor that is missing, unexpected or of another shape, by name.
     """
@@ -103,14 +105,15 @@ def import_authors(source: Path, out: Path, tokenizer: Path | None = None) -> Im
         WhisperFeatureExtractor(feature_size=config.whisper.num_mel_bins).save_pretrained(folder / "encoder")
         weights = {f"{part}.{name}": origin.read(stored) for part in parts for name, origin in sources[part].items()}
         # Our classifier sees the adapter's output divided by this.
-        scale = embedding_scale(llm.model.embed_tokens.weight.detach())
+        scale = embedding_scale(llm.model.embed_tokens.weight)
         classifier = weights["classifier.weight"]
         weights["classifier.weight"] = (classifier.float() * scale).to(classifier.dtype)
         section = _model_section(config, out, stored[f"{prefix}transformer.wte.weight"].dtype)
         frozen = frozen_weights(str(folder / "llm"), None, str(folder / "encoder"))
         write_export(
-            folder / "export", weights, model=section, parts=sorted(parts), stage=_stage(config), frozen=frozen
-        )
+            folder / "export", weights, model=section, parts=sorted(parts), stage=_stage(config), frozen=frozen,
+            imported_from=model_fingerprint(str(source), None),
+        )  # fmt: skip
     num_parameters = sum(torch.Size(tensor.shape).numel() for tensor in stored.values())
     return Imported(len(stored), num_parameters, section, has_tokenizer)
 

@@ -6,6 +6,7 @@ H LLM width, n clips. What a stage trains is registered in `SpeechLM.parts`; fro
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -332,5 +333,6 @@ def _load_template(llm: str, revision: str | None) -> ChatTemplate | None:
 
 
 def embedding_scale(embeddings: Tensor) -> float:
-    """Root mean square of the LLM's embeddings [V, H]."""
-    return float(embeddings.float().square().mean().sqrt())
+    """Root mean square of the LLM's embeddings [V, H], some rows at a time: all would be gigabytes in float32."""
+    squares = (float(rows.float().square().sum()) for rows in embeddings.detach().split(8192))
+    return math.sqrt(sum(squares) / embeddings.numel())
