@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Sequence
+import os
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from shards import pipeline
+from shards import object_store, pipeline, store
 from shards.corpora import build_manifest
 from shards.pipeline import Progress, ShardJob, Summary
 from shards.prompts import ChatTemplate
@@ -19,6 +20,7 @@ from shards.sample import EMOTIONS, Continuation
 from shards.shard_set import ShardSet
 from shards.tasks import Commit, Task, requests, write_task
 from shards.writers import Request, Writer
+from tests.shards.s3_server import BUCKET, KEY, SECRET, TOKEN, S3Server
 
 NUM_CLIPS = 23
 
@@ -105,3 +107,36 @@ def shard_set(job: ShardJob, make_shards: Callable[..., Summary]) -> ShardSet:
 @pytest.fixture(scope="session")
 def template(tokenizer: Any) -> ChatTemplate:
     return ChatTemplate(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def s3_server() -> Iterator[S3Server]:
+    """For the tests of one module; AWS_... in the environment lead to it."""
+    server = S3Server()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        patch.setenv("AWS_ACCESS_KEY_ID", KEY)
+        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        patch.setenv("AWS_SESSION_TOKEN", TOKEN)
+        patch.setenv("AWS_ENDPOINT_URL", server.url)
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setattr(object_store, "_filesystems", {})
+        object_store._filesystem().mkdir(BUCKET)
+        yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """The server with an empty bucket; pauses between attempts are short."""
+    monkeypatch.setattr(store, "_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(store, "RETRY_DEADLINE_S", 5.0)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    s3_server.reset()
+    for path in object_store._filesystem().find(BUCKET):
+        object_store._filesystem().rm_file(path)
+    s3_server.reset()
+    yield s3_server
+    s3_server.reset()

@@ -13,6 +13,11 @@ from typing import Any
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+# What the server is asked with, and the place that tests write to.
+KEY, SECRET, TOKEN = "AKIAMADEUPFORTESTS", "made-up-secret-of-tests", "made-up-token-of-tests"
+BUCKET = "speech-corpora"
+ROOT = f"s3://{BUCKET}/sets/one"
+
 Answer = Callable[[str, list[tuple[str, str]]], Any]
 Fault = Callable[[dict[str, Any], Answer], Iterable[bytes] | None]  # None: nothing happens to this request
 

@@ -9,7 +9,7 @@ import pickle
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -30,45 +30,9 @@ from shards.shard_set import CorruptSample, ShardSet
 from shards.store import open_store
 from shards.tokens import token_counts
 from shards.verify import verify
-from tests.shards.s3_server import Answer, Fault, S3Server, failing
+from tests.shards.s3_server import BUCKET, KEY, ROOT, SECRET, TOKEN, Answer, Fault, S3Server, failing
 from tests.shards.sets import edit, make_overlay
 from tests.shards.test_reader import in_order, read, readers
-
-KEY, SECRET, TOKEN = "AKIAMADEUPFORTESTS", "made-up-secret-of-tests", "made-up-token-of-tests"
-BUCKET = "speech-corpora"
-ROOT = f"s3://{BUCKET}/sets/one"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    server = S3Server()
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            patch.delenv(name)
-        patch.setenv("AWS_ACCESS_KEY_ID", KEY)
-        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-        patch.setenv("AWS_SESSION_TOKEN", TOKEN)
-        patch.setenv("AWS_ENDPOINT_URL", server.url)
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        patch.setattr(object_store, "_filesystems", {})
-        object_store._filesystem().mkdir(BUCKET)
-        yield server
-    server.stop()
-
-
-@pytest.fixture
-def s3(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    """The server with an empty bucket; pauses between attempts are short."""
-    monkeypatch.setattr(store, "_FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(store, "RETRY_DEADLINE_S", 5.0)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    server.reset()
-    for path in object_store._filesystem().find(BUCKET):
-        object_store._filesystem().rm_file(path)
-    server.reset()
-    yield server
-    server.reset()
 
 
 def copied(shard_set: ShardSet, root: str) -> ShardSet:
