@@ -297,16 +297,25 @@ class WriterSection(Section):
 
 
 class ShardRecipe(Section):
-    """Manifests in, one shard set of audio and continuations out."""
+    """Manifests in, one shard set of audio and continuations out; or new continuations for a set that is there."""
 
     kind: Literal["shard"]
-    manifests: NonEmpty[FilePath] = Field(description="manifests to read (what `blsp manifest` wrote)")
+    manifests: Listed[FilePath] = Field((), description="manifests to read (what `blsp manifest` wrote)")
+    base: FilePath | None = Field(
+        None, description="in place of manifests: a shard set that gets new continuations while its audio stays there"
+    )
     out: FilePath = Field(description="folder of the shard set")
     writer: WriterSection
     clips_per_shard: PositiveInt = Field(1000, description="utterances per tar file")
     cpu_actors: PositiveInt | None = Field(None, description="processes that decode and encode audio; null: all cores")
     llm_actors: PositiveInt = Field(1, description="copies of the LLM that write")
     ray_address: str | None = Field(None, description="address of a running Ray cluster; null: this machine")
+
+    def problems(self) -> Iterator[Problem]:
+        if self.manifests and self.base is not None:
+            yield ("base",), "the clips come from manifests or from a base; remove one of them"
+        if not self.manifests and self.base is None:
+            yield ("manifests",), "name at least one manifest, or a shard set as base"
 
 
 class TextSystem(Section):

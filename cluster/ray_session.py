@@ -46,6 +46,38 @@ def ray_session(address: str | None = None, num_cpus: int | None = None) -> Iter
                 yield
 
 
+def check_ray(remedy: str) -> None:
+    """Raises OSError, ending with `remedy`, when Ray, as it was started here, has died: Ray itself would wait for a
+    quarter of a minute, or end this process without a word."""
+    dead = _dead_processes()
+    if dead:
+        raise OSError(f"Ray's process {dead[0]} has died; too little memory on this machine? {remedy}")
+
+
+def ray_is_dead() -> bool:
+    """Whether asking Ray for anything would only hang."""
+    return bool(_dead_processes())
+
+
+def _dead_processes() -> list[str]:
+    import ray
+
+    node = ray._private.worker._global_node
+    return [name for name, _ in node.dead_processes()] if node is not None and node.head else []
+
+
+@contextmanager
+def _ray_is_silent() -> Iterator[None]:
+    """Ray prints the last lines of its own log when one of its processes dies; `check_ray` says it in a sentence."""
+    from ray._private import worker
+
+    printing, worker.print_to_stdstream = worker.print_to_stdstream, lambda data, ignore_prefix: None
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = printing
+
+
 @contextmanager
 def _local(num_cpus: int) -> Iterator[None]:
     import ray
@@ -56,7 +88,7 @@ def _local(num_cpus: int) -> Iterator[None]:
     token_file.touch(mode=0o600)
     token_file.write_text(_token())
     try:
-        with _environment({"RAY_AUTH_TOKEN_PATH": str(token_file), "RAY_AUTH_TOKEN": None}):
+        with _environment({"RAY_AUTH_TOKEN_PATH": str(token_file), "RAY_AUTH_TOKEN": None}), _ray_is_silent():
             ray.init(
                 num_cpus=num_cpus,
                 include_dashboard=False,

@@ -35,6 +35,7 @@ def shard(recipe: ShardRecipe) -> None:
 
     job = pipeline.ShardJob(
         manifests=recipe.manifests,
+        base=recipe.base,
         out=recipe.out,
         llm=recipe.writer.llm,
         revision=recipe.writer.revision,
@@ -48,7 +49,10 @@ def shard(recipe: ShardRecipe) -> None:
     )
 
     def show(state: pipeline.Progress) -> None:
-        progress.update("clips", state.done, state.total, f"{state.hours:.2f} h, {state.rejected} rejected")
+        speed = state.speed
+        pace = f"{speed.clips_per_s:.1f} clips/s, {speed.hours_per_s:.3f} h/s" if speed.clips else "starting"
+        note = f"{state.hours:.2f} h, {pace}, {state.rejected} rejected"
+        progress.update("clips", state.done, state.total, note)
 
     with Progress() as progress:
         summary = pipeline.write_shards(job, show)
@@ -60,6 +64,7 @@ def shard(recipe: ShardRecipe) -> None:
             *(("rejected", number, reason) for reason, number in summary.rejected.items()),
         ]
     )
+    print(f"{recipe.out}/report.md")
     print(recipe.out)
 
 

@@ -1,6 +1,7 @@
 """The Ray side of the pipeline: CPU actors encode shard k while LLM actors write continuations for shard k+1.
 
-Texts and commit records pass through Ray's object store, audio never does: each CPU actor reads what it encodes.
+Places of clips, continuations and commit records pass through Ray's object store, transcripts and audio never do: each
+actor reads what it works on.
 """
 
 from __future__ import annotations
@@ -8,17 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cluster.ray_session import ray_session
-from shards.sample import Continuation
-from shards.tasks import Commit, NoSpaceError, Task, requests, write_task
-from shards.writers import Request, Writer
+from cluster.ray_session import check_ray, ray_is_dead, ray_session
+from shards.decoder import Decoder
+from shards.store import open_store
+from shards.tasks import Answers, Commit, NoSpaceError, Task, answer, write_task
+from shards.writers import Writer
 
 if TYPE_CHECKING:
     from shards.pipeline import ShardJob
 
 _TASKS_PER_ACTOR = 2  # one in work, one waiting
 _POLL_S = 1.0
-_RESTARTS = 2
+_TRIES = 3  # of a task whose worker dies; how often workers die in the course of a job does not matter
+_GOES_ON = "the same command goes on from the shards that are finished"
 
 
 class _LlmActor:
@@ -26,19 +29,22 @@ class _LlmActor:
 
     def __init__(self, job: ShardJob, load_writer: Callable[[ShardJob], Writer]) -> None:
         self._job, self._load_writer = job, load_writer
+        self._read_clips = job.clip_reader()
         self._writer: Writer | None = None
 
-    def write(self, asked: list[Request]) -> list[Continuation]:
+    def answer(self, task: Task) -> Answers:
         self._writer = self._writer or self._load_writer(self._job)
-        return self._writer.write(asked)
+        return answer(self._writer, self._read_clips(task), self._job.prompt)
 
 
 class _CpuActor:
     def __init__(self, job: ShardJob) -> None:
-        self._job = job
+        self._job, self._store, self._decoder = job, open_store(job.out), Decoder()
+        self._read_clips = job.clip_reader()
 
-    def write_task(self, task: Task, continuations: list[Continuation]) -> Commit:
-        return write_task(self._job.out, task, self._job.prompt, continuations)
+    def write_task(self, task: Task, answers: Answers) -> Commit:
+        clips = self._read_clips(task)
+        return write_task(self._store, task, clips, self._job.prompt, answers, self._decoder.encode)
 
 
 def run_tasks(
@@ -46,19 +52,22 @@ def run_tasks(
 ) -> Generator[Commit | None, None, None]:
     """Yields a commit per task as they come, and None about once a second while none comes.
 
-    Raises NoSpaceError, ValueError or OSError as the writer or the task did, and OSError when workers keep dying.
+    Raises NoSpaceError, ValueError or OSError as the writer or the task did, and OSError when workers keep dying or Ray
+    itself dies.
     """
     with ray_session(job.ray_address):
         import ray
 
         llm_actors, cpu_actors = _start_actors(job, len(tasks), load_writer)
         try:
-            yield from _schedule(job, tasks, llm_actors, cpu_actors)
+            yield from _schedule(tasks, llm_actors, cpu_actors)
         except ray.exceptions.RayError as error:
+            check_ray(_GOES_ON)
             raise _explained(error) from None
         finally:
-            for actor in llm_actors + cpu_actors:
-                ray.kill(actor)
+            if not ray_is_dead():
+                for actor in llm_actors + cpu_actors:
+                    ray.kill(actor)
 
 
 def _start_actors(
@@ -74,7 +83,7 @@ def _start_actors(
     if 0 < gpus < job.llm_actors:
         raise ValueError(f"llm_actors = {job.llm_actors}, but Ray sees {gpus} GPUs; lower llm_actors to {gpus}")
     num_gpus = 1 if gpus else 0
-    restarts = {"max_restarts": _RESTARTS, "max_task_retries": _RESTARTS}
+    restarts = {"max_restarts": -1, "max_task_retries": _TRIES - 1}
     llm = remote(_LlmActor).options(num_cpus=0, num_gpus=num_gpus, **restarts)
     cpu = remote(_CpuActor).options(num_cpus=1, **restarts)
     llm_actors = [llm.remote(job, load_writer) for _ in range(min(job.llm_actors, num_tasks))]
@@ -82,7 +91,7 @@ def _start_actors(
 
 
 def _schedule(
-    job: ShardJob, tasks: Sequence[Task], llm_actors: Sequence[Any], cpu_actors: list[Any]
+    tasks: Sequence[Task], llm_actors: Sequence[Any], cpu_actors: list[Any]
 ) -> Generator[Commit | None, None, None]:
     """Keeps every CPU actor busy and, through its waiting task, an LLM actor ahead of it."""
     import ray
@@ -93,7 +102,7 @@ def _schedule(
     while True:
         while idle and (task := next(waiting, None)):
             llm, cpu = llm_actors[task.number % len(llm_actors)], idle.pop(0)
-            running[cpu.write_task.remote(task, llm.write.remote(requests(task, job.prompt)))] = cpu
+            running[cpu.write_task.remote(task, llm.answer.remote(task))] = cpu
         if not running:
             return
         finished, _ = ray.wait(list(running), timeout=_POLL_S)
@@ -101,6 +110,7 @@ def _schedule(
             idle.append(running.pop(reference))
             yield ray.get(reference)
         if not finished:
+            check_ray(_GOES_ON)
             yield None
 
 
@@ -110,10 +120,10 @@ def _explained(error: Exception) -> Exception:
 
     cause = getattr(error, "cause", error)
     if isinstance(cause, NoSpaceError):
-        return NoSpaceError(f"{cause}; make room, then the same command goes on from there")
+        return NoSpaceError(str(cause))
     if isinstance(cause, ray.exceptions.RayActorError):
         return OSError(
-            f"a worker process died {_RESTARTS + 1} times; too little memory? With fewer actors or a smaller batch the "
-            "same command goes on from the shards that are finished"
+            f"a worker process died {_TRIES} times at the same shard; too little memory? With fewer actors or a "
+            f"smaller batch {_GOES_ON}"
         )
     return cause if isinstance(cause, ValueError | OSError) else error

@@ -1,12 +1,19 @@
 """From an audio file of any common format to int16 samples at 16 kHz mono, and to FLAC and back.
 
 A bad file is an `AudioError` with a short reason code, never a crash and never a silent repair. The header is checked
-before samples are read, so that a huge or lying file costs nothing.
+before samples are read, and they are mixed to mono block by block, so that a huge or lying file costs nothing.
 """
 
 from __future__ import annotations
 
+import errno
 import io
+import os
+import stat
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +29,18 @@ SILENCE_PEAK = 1e-4  # of full scale, -80 dBFS
 _SLACK_S = 0.05  # transcripts round the end of a span; more than this is a wrong span
 _MAX_CHANNELS = 32
 _MAX_RATE = 384_000
+_MAX_VALUES_PER_S = 8 * 384_000  # rate x channels: with the longest span it bounds the time that a file can take
+_BLOCK_FRAMES = 2**16
 _FLAC_LEVEL_5 = 5 / 8  # soundfile maps 0..1 to libFLAC's levels 0..8
+_MAX_FLAC_S = 600.0  # of a clip in a shard, also of one that others wrote
+_UNKNOWN_FRAMES = 2**60  # libsndfile says more of a FLAC stream that was written to a pipe: its header has no length
+_SPARE_BYTES = 2**16  # a FLAC file is kept as it is unless tags and pictures make it larger than its samples by this
+_NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
+_CLOSED = {errno.EACCES, errno.EPERM}
+_NOT_AUDIO = {
+    b"version https://git-lfs": ("lfs_pointer", "a pointer of git-lfs, not the file; fetch it with `git lfs pull`"),
+    b"\x00\x05\x16\x07": ("unreadable", "an AppleDouble file of macOS, which holds no audio"),
+}
 
 
 class AudioError(ValueError):
@@ -33,59 +51,154 @@ class AudioError(ValueError):
         self.reason = reason
 
 
+@dataclass(frozen=True)
+class EncodedClip:
+    """A clip as a shard holds it: a whole FLAC file, and its length in samples at 16 kHz."""
+
+    flac: bytes
+    num_samples: int
+
+
 def load_audio(
     path: Path, start_s: float = 0.0, duration_s: float | None = None, max_duration_s: float = MAX_DURATION_S
 ) -> NDArray[np.int16]:
     """The span of the file as int16 [num_samples], 16 kHz mono. `duration_s=None` reads to the end of the file.
 
-    16-bit 16 kHz mono input comes back bit by bit. Raises AudioError: `missing_audio`, `unreadable`, `empty_audio`,
-    `too_short`, `too_long`, `nan` or `silent`.
+    16-bit 16 kHz mono input comes back bit by bit. Raises AudioError: `missing_audio`, `lfs_pointer`, `unreadable`,
+    `empty_audio`, `span_past_end`, `too_short`, `too_long`, `nan` or `silent`; OSError when the disk fails.
     """
-    if not path.is_file():
-        raise AudioError("missing_audio", f"{path}: no such file")
+    with _opened(path) as descriptor, _sound(descriptor, path) as file:
+        return _load(file, path, start_s, duration_s, max_duration_s)
+
+
+def encode_clip(path: Path, start_s: float = 0.0, duration_s: float | None = None) -> EncodedClip:
+    """The span as FLAC, 16 kHz mono. A whole file that is just that keeps its bytes. Raises as `load_audio`."""
+    with _opened(path) as descriptor, _sound(descriptor, path) as file:
+        samples = _load(file, path, start_s, duration_s, MAX_DURATION_S)
+        whole = file.frames == len(samples)
+        fits = whole and (file.format, file.subtype, file.channels) == ("FLAC", "PCM_16", 1)
+        size = os.fstat(descriptor).st_size
+        if fits and file.samplerate == SAMPLE_RATE and size <= samples.nbytes + _SPARE_BYTES:
+            data = os.pread(descriptor, size, 0)
+            if len(data) == size and data.startswith(b"fLaC"):  # some have an ID3 tag in front
+                return EncodedClip(data, len(samples))
+    return EncodedClip(encode_flac(samples), len(samples))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """A descriptor of the file, whose first bytes do not say that it is something else."""
+    descriptor = _open(path)
     try:
-        with soundfile.SoundFile(path) as file:
-            rate = file.samplerate
-            frames = _read_span(file, path, start_s, duration_s, max_duration_s)
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise AudioError("missing_audio", f"{path}: not a file")
+        if status.st_size == 0:
+            raise AudioError("empty_audio", f"{path}: holds no bytes")
+        begin = os.pread(descriptor, 64, 0)
+        for magic, (reason, words) in _NOT_AUDIO.items():
+            if begin.startswith(magic):
+                raise AudioError(reason, f"{path}: {words}")
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    """macOS writes accents as letter and mark (NFD), others as one sign (NFC): the same name in either form is it."""
+    forms = dict.fromkeys([str(path), *(unicodedata.normalize(form, str(path)) for form in ("NFC", "NFD"))])
+    for form in forms:
+        try:
+            return os.open(form, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe in its place must not hang us
+        except ValueError:  # a NUL in the name
+            break
+        except OSError as error:
+            if error.errno in _CLOSED:
+                raise AudioError("unreadable", f"{path}: this user may not read it") from None
+            if error.errno not in _NO_SUCH_FILE:
+                raise
+    raise AudioError("missing_audio", f"{path}: no such file")
+
+
+@contextmanager
+def _sound(descriptor: int, path: Path) -> Iterator[soundfile.SoundFile]:
+    try:
+        with soundfile.SoundFile(descriptor, closefd=False) as file:
+            yield file
     except (soundfile.LibsndfileError, TypeError, RuntimeError) as error:
         raise AudioError("unreadable", f"{path}: not an audio file that libsndfile can read ({error})") from None
-    if not np.isfinite(frames).all():
+    except MemoryError:
+        raise AudioError("unreadable", f"{path}: takes more memory than a clip may") from None
+
+
+def _load(
+    file: soundfile.SoundFile, path: Path, start_s: float, duration_s: float | None, max_duration_s: float
+) -> NDArray[np.int16]:
+    rate = file.samplerate
+    start, wanted = _span(file, path, start_s, duration_s, max_duration_s)
+    file.seek(start)
+    if (rate, file.channels, file.subtype) == (SAMPLE_RATE, 1, "PCM_16"):
+        as_it_is: NDArray[np.int16] = file.read(wanted, dtype="int16")
+        _check_cut(len(as_it_is), wanted, rate, path)
+        _check_peak(max(int(as_it_is.max()), -int(as_it_is.min())) / 32768, path)
+        return as_it_is
+    mono = _read_mono(file, wanted)
+    _check_cut(len(mono), wanted, rate, path)
+    if not np.isfinite(mono).all():
         raise AudioError("nan", f"{path}: holds samples that are not finite numbers")
-    mono = frames.mean(axis=1) if frames.shape[1] > 1 else frames[:, 0]
-    if np.abs(mono).max() < SILENCE_PEAK:
-        raise AudioError("silent", f"{path}: silence (peak below {SILENCE_PEAK:g} of full scale)")
+    _check_peak(float(np.abs(mono).max()), path)
     if rate != SAMPLE_RATE:
         mono = soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ")
     samples: NDArray[np.int16] = np.clip(np.rint(mono * 32768.0), -32768, 32767).astype(np.int16)
     return samples
 
 
-def _read_span(
+def _span(
     file: soundfile.SoundFile, path: Path, start_s: float, duration_s: float | None, max_duration_s: float
-) -> NDArray[np.float32]:
-    """float32 [frames, channels] of the span, after every check that the header allows."""
-    rate = file.samplerate
-    if not 0 < rate <= _MAX_RATE or not 0 < file.channels <= _MAX_CHANNELS:
+) -> tuple[int, int]:
+    """(first frame, number of frames) of the span, after every check that the header allows."""
+    rate, held_s = file.samplerate, file.frames / max(file.samplerate, 1)
+    if not 0 < rate <= _MAX_RATE or not 0 < file.channels <= _MAX_CHANNELS or rate * file.channels > _MAX_VALUES_PER_S:
         raise AudioError("unreadable", f"{path}: {rate} Hz, {file.channels} channels is not speech")
+    if file.frames <= 0:
+        raise AudioError("empty_audio", f"{path}: holds no samples")
+    if file.frames >= _UNKNOWN_FRAMES:
+        raise AudioError("unreadable", f"{path}: its header does not say how long it is; encode it again")
+    if start_s >= held_s:
+        raise AudioError("span_past_end", f"{path}: the span starts at {start_s:g} s, the file ends at {held_s:.2f} s")
+    if duration_s is not None and start_s + duration_s > held_s + _SLACK_S:
+        end_s = start_s + duration_s
+        raise AudioError("span_past_end", f"{path}: the span ends at {end_s:g} s, the file at {held_s:.2f} s")
     start = round(start_s * rate)
-    if file.frames <= start:
-        held = f"holds {file.frames / rate:.2f} s" if file.frames > 0 else "holds no samples"
-        raise AudioError("empty_audio", f"{path}: {held}, the span starts at {start_s:g} s")
     rest = file.frames - start
-    wanted = rest if duration_s is None else round(duration_s * rate)
-    if wanted > rest + _SLACK_S * rate:
-        end_s = start_s + wanted / rate
-        raise AudioError("unreadable", f"{path}: the span ends at {end_s:g} s, the file at {file.frames / rate:.2f} s")
-    wanted = min(wanted, rest)
+    wanted = rest if duration_s is None else min(round(duration_s * rate), rest)
     if wanted < MIN_DURATION_S * rate:
         raise AudioError("too_short", f"{path}: {wanted / rate:.3f} s is shorter than {MIN_DURATION_S:g} s")
     if wanted > max_duration_s * rate:
         raise AudioError("too_long", f"{path}: {wanted / rate:.2f} s is longer than {max_duration_s:g} s")
-    file.seek(start)
-    frames: NDArray[np.float32] = file.read(wanted, dtype="float32", always_2d=True)
-    if len(frames) < wanted - _SLACK_S * rate:
-        raise AudioError("unreadable", f"{path}: cut off after {len(frames) / rate:.2f} of {wanted / rate:.2f} s")
-    return frames
+    return start, wanted
+
+
+def _check_cut(frames: int, wanted: int, rate: int, path: Path) -> None:
+    if frames < wanted - _SLACK_S * rate or not frames:
+        raise AudioError("unreadable", f"{path}: cut off after {frames / rate:.2f} of {wanted / rate:.2f} s")
+
+
+def _check_peak(peak: float, path: Path) -> None:
+    if peak < SILENCE_PEAK:
+        raise AudioError("silent", f"{path}: silence (peak below {SILENCE_PEAK:g} of full scale)")
+
+
+def _read_mono(file: soundfile.SoundFile, wanted: int) -> NDArray[np.float32]:
+    """float32 [up to `wanted`], the mean over the channels."""
+    mono, filled = np.empty(wanted, np.float32), 0
+    while filled < wanted:
+        block = file.read(min(_BLOCK_FRAMES, wanted - filled), dtype="float32", always_2d=True)
+        if not len(block):
+            break
+        mono[filled : filled + len(block)] = block.mean(axis=1) if file.channels > 1 else block[:, 0]
+        filled += len(block)
+    return mono[:filled]
 
 
 def encode_flac(samples: NDArray[np.int16]) -> bytes:
@@ -105,6 +218,8 @@ def decode_flac(data: bytes) -> NDArray[np.int16]:
             if file.samplerate != SAMPLE_RATE or file.channels != 1:
                 found = f"{file.samplerate} Hz, {file.channels} channels"
                 raise AudioError("unreadable", f"FLAC of {found}, not 16 kHz mono")
+            if file.frames > _MAX_FLAC_S * SAMPLE_RATE:
+                raise AudioError("unreadable", f"says that it holds {file.frames} samples, which no clip does")
             samples: NDArray[np.int16] = file.read(dtype="int16")
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise AudioError("unreadable", f"not a FLAC file ({error})") from None

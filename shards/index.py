@@ -84,6 +84,16 @@ class AudioFile:
 
 
 @dataclass(frozen=True)
+class AudioAt:
+    """Audio that stays in another file: `file` is its position in `audio_files` of dataset.json."""
+
+    file: int
+    offset: int
+    size: int
+    crc32: int
+
+
+@dataclass(frozen=True)
 class Description:
     """What of dataset.json reading depends on. `prompt` is None for a set without continuations."""
 

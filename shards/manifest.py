@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,19 +16,73 @@ from cluster.files import write_atomically
 from shards.sample import Utterance
 
 _MAX_ERRORS_SHOWN = 10
+_MAX_LINE_BYTES = 2**17
 
 
 @dataclass(frozen=True)
 class Reject:
     """An input that was left out. `source` says where it stood (`file:line`, path or id).
 
-    `reason` is a code: bad_json, no_text, unknown_emotion, duplicate_id; of audio missing_audio, unreadable,
-    empty_audio, too_short, too_long, nan, silent; of the LLM llm_empty, llm_refusal. `detail` is a sentence.
+    `reason` is a code: bad_json, no_text, unknown_emotion, duplicate_id; of audio missing_audio, lfs_pointer,
+    unreadable, empty_audio, span_past_end, too_short, too_long, nan, silent, decoder_crash, decoder_hang; of the LLM
+    llm_empty, llm_refusal. `detail` is a sentence.
     """
 
     source: str
     reason: str
     detail: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a manifest: its number from 1, where it begins, its bytes, and what it says."""
+
+    number: int
+    offset: int
+    data: bytes
+    utterance: Utterance
+
+
+class LineErrors:
+    """Bad lines: all are counted, the first ten are told."""
+
+    def __init__(self) -> None:
+        self._told: list[str] = []
+        self._number = 0
+
+    def __bool__(self) -> bool:
+        return self._number > 0
+
+    def add(self, manifest: Path, number: int, error: object) -> None:
+        """Line `number` of `manifest` is bad."""
+        self._number += 1
+        if len(self._told) < _MAX_ERRORS_SHOWN:
+            self._told.append(f"{manifest}:{number}: {error}")
+
+    def raise_if_any(self) -> None:
+        """Raises ValueError with one line `file:line: what is wrong` per bad line."""
+        if self:
+            more = self._number - len(self._told)
+            raise ValueError("\n".join(self._told + ([f"... and {more} more bad lines"] if more else [])))
+
+
+def read_lines(manifest: Path, errors: LineErrors) -> Iterator[Line]:
+    """The lines that say something; bad ones go to `errors`. Raises OSError when the file cannot be read."""
+    offset, number = 0, 0
+    with manifest.open("rb") as file:
+        while data := file.readline(_MAX_LINE_BYTES + 1):
+            number += 1
+            begin, offset = offset, offset + len(data)
+            try:
+                if len(data) > _MAX_LINE_BYTES:
+                    while data and not data.endswith(b"\n"):
+                        data = file.readline(_MAX_LINE_BYTES)
+                        offset += len(data)
+                    raise ValueError(f"longer than {_MAX_LINE_BYTES} bytes")
+                if data.strip():
+                    yield Line(number, begin, data, parse_utterance(data))
+            except ValueError as error:
+                errors.add(manifest, number, error)
 
 
 def read_manifest(path: Path) -> list[Utterance]:
@@ -39,27 +93,29 @@ def read_manifest(path: Path) -> list[Utterance]:
     """
     utterances: list[Utterance] = []
     first_line: dict[str, int] = {}
-    errors: list[str] = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                utterance = Utterance.from_json(parse_line(line))
-                if utterance.id in first_line:
-                    raise ValueError(f"id {utterance.id!r} was already used in line {first_line[utterance.id]}")
-            except ValueError as error:
-                errors.append(f"{path}:{number}: {error}")
-                continue
-            first_line[utterance.id] = number
-            utterances.append(dataclasses.replace(utterance, audio=str(path.absolute().parent / utterance.audio)))
-    if errors:
-        more = len(errors) - _MAX_ERRORS_SHOWN
-        shown = errors[:_MAX_ERRORS_SHOWN] + ([f"... and {more} more bad lines"] if more > 0 else [])
-        raise ValueError("\n".join(shown))
+    errors = LineErrors()
+    for line in read_lines(path, errors):
+        name = line.utterance.id
+        if name in first_line:
+            errors.add(path, line.number, f"id {name!r} was already used in line {first_line[name]}")
+            continue
+        first_line[name] = line.number
+        audio = str(path.absolute().parent / line.utterance.audio)
+        utterances.append(dataclasses.replace(line.utterance, audio=audio))
+    errors.raise_if_any()
     if not utterances:
-        raise ValueError(f"{path}: an empty manifest; make one with `blsp manifest READER ROOT {path}`")
+        raise empty_manifest(path)
     return utterances
+
+
+def empty_manifest(path: Path) -> ValueError:
+    """What is said about a manifest that names no clip."""
+    return ValueError(f"{path}: an empty manifest; make one with `blsp manifest READER ROOT {path}`")
+
+
+def parse_utterance(line: bytes) -> Utterance:
+    """What a line says, the audio path as it stands there. Raises ValueError in a few words."""
+    return Utterance.from_json(parse_line(line))
 
 
 def parse_line(line: bytes) -> dict[str, object]:
@@ -93,5 +149,5 @@ def write_rejects(path: Path, rejects: Iterable[Reject]) -> None:
 
 def portable_path(audio: str, folder: Path) -> str:
     """`audio` relative to `folder` when it lies below it, else as it is."""
-    path = Path(audio)
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else audio
+    below = audio.removeprefix(f"{folder}/")
+    return audio if below.startswith("/") else below

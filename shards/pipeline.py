@@ -1,4 +1,5 @@
-"""From manifests to a shard set: plan the tasks, have them done, count, and sign with dataset.json.
+"""From manifests, or from another set, to a shard set: plan the tasks, have them done, count, and sign with
+dataset.json.
 
 Work is exactly once by what is on disk, not by what Ray promises: one task = one commit, a restart runs the tasks
 without one, and in the end inputs = written + rejected + duplicates.
@@ -8,46 +9,43 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
+import errno
 import importlib.metadata
 import json
-import shutil
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster.files import write_atomically
-from cluster.lock import folder_lock
 from shards.actors import run_tasks
+from shards.attempts import attempt, remove_dead_attempts
 from shards.audio import SAMPLE_RATE
-from shards.index import FORMAT, Shard, dataset_id
-from shards.manifest import Reject, portable_path, read_manifest, write_rejects
+from shards.clips import Clip
+from shards.index import FORMAT, dataset_id
+from shards.inputs import FromBase, FromManifests, Inputs, clip_reader
+from shards.manifest import write_rejects
 from shards.prompts import PROMPTS, TRAINED_UNDER
-from shards.tasks import (
-    SUBFOLDERS,
-    Clip,
-    Commit,
-    NoSpaceError,
-    Task,
-    plan_tasks,
-    read_commit,
-    remove_leftovers,
-)
+from shards.report import Speed, write_report
+from shards.store import Store, open_store
+from shards.tasks import DUPLICATES, Commit, NoSpaceError, Task, read_commits, remove_strays
 from shards.writers import TransformersWriter, Writer, model_fingerprint
 
-_FLAC_BYTES_PER_S = 0.7 * 2 * SAMPLE_RATE
 _SPARE = 1.2
 _PACKAGES = ("numpy", "soundfile", "soxr", "ray", "torch", "transformers")
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.ENXIO}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardJob:
-    """What to make. `cpu_actors=None` is one per core; `ray_address=None` starts Ray on this machine."""
+    """What to make, of manifests or of the shard set `base`. `cpu_actors=None` is one per core; `ray_address=None`
+    starts Ray on this machine."""
 
-    manifests: tuple[Path, ...]
-    out: Path
+    out: str | Path
     llm: str
+    manifests: tuple[Path, ...] = ()
+    base: str | Path | None = None
     revision: str | None = None
     prompt: str = "continue"
     max_new_tokens: int = 48
@@ -60,16 +58,44 @@ class ShardJob:
     def __post_init__(self) -> None:
         if self.prompt not in TRAINED_UNDER:
             raise ValueError(f"prompt {self.prompt!r} writes no targets; use one of {', '.join(TRAINED_UNDER)}")
+        if bool(self.manifests) == (self.base is not None):
+            raise ValueError("give either manifests, or the shard set whose audio is used again as base")
+
+    def absolute(self) -> ShardJob:
+        """With absolute paths: actors start elsewhere."""
+        return dataclasses.replace(
+            self,
+            out=_absolute(self.out),
+            llm=_absolute(self.llm) if Path(self.llm).is_dir() else self.llm,
+            manifests=tuple(manifest.absolute() for manifest in self.manifests),
+            base=None if self.base is None else _absolute(self.base),
+        )
+
+    def inputs(self) -> Inputs:
+        """Read and checked. Raises ValueError for bad manifests or a base that is no finished set."""
+        if self.base is not None:
+            return FromBase(str(self.base))
+        return FromManifests(self.manifests, self.clips_per_shard)
+
+    def clip_reader(self) -> Callable[[Task], list[Clip]]:
+        """What workers read their clips with."""
+        return clip_reader(self.manifests, None if self.base is None else str(self.base))
+
+
+def _absolute(root: str | Path) -> str:
+    return str(root) if "://" in str(root) else str(Path(root).absolute())
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Clips finished so far (`rejected` of them not usable) out of `total`, and hours of audio written."""
+    """Clips finished so far (`rejected` of them not usable) out of `total`, and hours of audio written; what was there
+    before this run counts, but not for the speed."""
 
     done: int
     rejected: int
     total: int
     hours: float
+    speed: Speed = field(default=Speed(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -97,146 +123,189 @@ def write_shards(
     """Make the shard set `job.out`, or finish it; a finished one is left as it is.
 
     Raises ValueError for bad manifests, a missing LLM, a folder in use or made from something else, or if no clip can
-    be used; OSError for a full disk or dying workers; KeyboardInterrupt with a sentence on Ctrl-C. In each of these
-    cases what was committed stays and the same call goes on from there.
+    be used; OSError for a full disk, a folder that cannot be written, or dying workers; KeyboardInterrupt with a
+    sentence on Ctrl-C. In each of these cases what was committed stays and the same call goes on from there.
     """
-    job = dataclasses.replace(job, out=job.out.absolute(), llm=_absolute_folder(job.llm))  # actors start elsewhere
-    with folder_lock(job.out):
-        clips, duplicates = _gather(job.manifests)
-        for name in SUBFOLDERS:
-            (job.out / name).mkdir(exist_ok=True)
-        _claim(job, clips)
-        tasks = plan_tasks(clips, job.clips_per_shard)
-        commits = {task.number: commit for task in tasks if (commit := read_commit(job.out, task.number))}
-        remove_leftovers(job.out, commits.values())
-        missing = [task for task in tasks if task.number not in commits]
+    job = job.absolute()
+    store = open_store(job.out)
+    with _locked(job, store):
+        run = _Run(job, store)
         try:
-            if missing:
-                _check_space(job.out, missing)
-                total = len(clips) + len(duplicates)
-                on_progress(_progress(commits, len(duplicates), total))
-                with contextlib.closing(run_tasks(job, missing, load_writer)) as finished:
-                    for commit in finished:
-                        if commit is not None:
-                            commits[commit.task] = commit
-                        on_progress(_progress(commits, len(duplicates), total))
+            run.do_missing(on_progress, load_writer)
+            return run.finish()
         except KeyboardInterrupt:
-            number = sum(read_commit(job.out, task.number) is not None for task in tasks)  # some were not reported yet
-            kept = f"{number} of {len(tasks)} shards in {job.out} are finished and kept"
+            kept = f"{run.kept()} shards in {job.out} are finished and kept"
             raise KeyboardInterrupt(f"stopped; {kept}, the same command goes on from there") from None
-        return _finish(job, [commits[task.number] for task in tasks], clips, duplicates)
+        except OSError as error:
+            if isinstance(error, NoSpaceError) or error.errno in (errno.ENOSPC, errno.EDQUOT):
+                what = error if error.errno is None else f"{error.filename or job.out}: no space left"
+                goes_on = f"the same command goes on ({run.kept()} shards are finished and kept)"
+                raise NoSpaceError(f"{what}; {run.needed()}; make room, then {goes_on}") from None
+            raise
 
 
-def _absolute_folder(llm: str) -> str:
-    return str(Path(llm).absolute()) if Path(llm).is_dir() else llm
+@contextmanager
+def _locked(job: ShardJob, store: Store) -> Iterator[None]:
+    """The root, which is ours alone; what is wrong with it if it cannot be."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(store.lock())
+            with attempt(store, "probe"):
+                pass
+        except OSError as error:
+            if error.errno not in _NOT_WRITABLE:
+                raise
+            inputs = job.inputs()
+            needed = _megabytes(_SPARE * inputs.bytes_needed(inputs.tasks))
+            why = (error.strerror or "").lower()
+            raise OSError(
+                f"{job.out}: cannot be written ({why}); about {needed} are needed there: choose a folder that this "
+                "user may write to, with out=FOLDER"
+            ) from None
+        yield
 
 
-def _gather(manifests: Sequence[Path]) -> tuple[list[Clip], list[Reject]]:
-    """All clips, the first of each id, and the others."""
-    clips: dict[str, Clip] = {}
-    duplicates = []
-    for manifest in manifests:
-        folder = manifest.absolute().parent
-        for utterance in read_manifest(manifest):
-            if utterance.id in clips:
-                taken = f"id {utterance.id!r} is in an earlier manifest too"
-                duplicates.append(Reject(f"{manifest}: {utterance.id}", "duplicate_id", taken))
-                continue
-            stored = dataclasses.replace(utterance, audio=portable_path(utterance.audio, folder))
-            clips[utterance.id] = Clip(stored, utterance.audio)
-    return list(clips.values()), duplicates
+class _Run:
+    """One run of a job: what there is to do, and what is done."""
+
+    def __init__(self, job: ShardJob, store: Store) -> None:
+        self._job, self._store = job, store
+        self._inputs = job.inputs()
+        self._tasks = self._inputs.tasks
+        _claim(job, store, self._inputs)
+        remove_dead_attempts(store)
+        self._commits: dict[int, Commit] = {}
+        self._progress = Progress(
+            done=self._inputs.num_duplicates,
+            rejected=0,
+            total=self._inputs.num_duplicates + sum(task.size for task in self._tasks),
+            hours=0.0,
+        )
+        for commit in read_commits(store):
+            self._add(commit)
+
+    def _add(self, commit: Commit) -> None:
+        assert commit.inputs == self._tasks[commit.task].size
+        assert commit.task not in self._commits
+        self._commits[commit.task] = commit
+        now = self._progress
+        self._progress = dataclasses.replace(
+            now,
+            done=now.done + commit.inputs,
+            rejected=now.rejected + commit.inputs - commit.rows,
+            hours=now.hours + commit.num_samples / SAMPLE_RATE / 3600,
+        )
+
+    def do_missing(self, on_progress: Callable[[Progress], None], load_writer: Callable[[ShardJob], Writer]) -> None:
+        """Has every task done that has no commit."""
+        missing = self._missing()
+        if not missing:
+            return
+        free = self._store.free_bytes()
+        if free is not None and free < self._bytes_needed():
+            raise NoSpaceError(f"{self._job.out}: too little room")
+        before, began_s = self._progress, time.monotonic()
+        on_progress(before)
+        with contextlib.closing(run_tasks(self._job, missing, load_writer)) as finished:
+            for commit in finished:
+                if commit is not None:
+                    self._add(commit)
+                now, seconds = self._progress, time.monotonic() - began_s
+                speed = Speed(now.done - before.done, now.hours - before.hours, seconds)
+                self._progress = dataclasses.replace(now, speed=speed)
+                on_progress(self._progress)
+        assert len(self._commits) == len(self._tasks)
+
+    def _missing(self) -> list[Task]:
+        return [task for task in self._tasks if task.number not in self._commits]
+
+    def _bytes_needed(self) -> float:
+        return _SPARE * self._inputs.bytes_needed(self._missing())
+
+    def kept(self) -> str:
+        """How far it is, by what lies in the store: the driver may not have heard of all yet."""
+        return f"{len(self._store.names('commits'))} of {len(self._tasks)}"
+
+    def needed(self) -> str:
+        """What a full disk lacks."""
+        free = self._store.free_bytes()
+        there = "" if free is None else f", {_megabytes(free)} are free"
+        return f"about {_megabytes(self._bytes_needed())} are needed there{there}"
+
+    def finish(self) -> Summary:
+        """Write dataset.json, which makes the folder a shard set, and the report."""
+        commits = [self._commits[task.number] for task in self._tasks]
+        remove_strays(self._store, commits)
+        rejected: Counter[str] = Counter()
+        for commit in commits:
+            rejected.update(commit.rejected)
+        num_clips, written = sum(task.size for task in self._tasks), sum(commit.rows for commit in commits)
+        assert written + rejected.total() == num_clips
+        if not written:
+            reasons = ", ".join(f"{number} {reason}" for reason, number in rejected.most_common())
+            raise ValueError(f"none of the {num_clips} clips could be used ({reasons}); see {self._job.out}/rejects")
+        shards = [shard for commit in commits if (shard := commit.shard)]
+        summary = Summary(
+            dataset_id=dataset_id(shards),
+            inputs=num_clips + self._inputs.num_duplicates,
+            written=written,
+            rejected=dict(sorted(rejected.items(), key=lambda item: (-item[1], item[0]))),
+            duplicates=self._inputs.num_duplicates,
+            hours=sum(commit.num_samples for commit in commits) / SAMPLE_RATE / 3600,
+        )
+        assert summary.inputs == self._progress.total
+        if "dataset.json" not in self._store.names(""):
+            self._sign(summary, commits)
+        return summary
+
+    def _sign(self, summary: Summary, commits: Sequence[Commit]) -> None:
+        corpora: Counter[tuple[str, str | None]] = Counter()
+        for commit in commits:
+            for corpus, licence, number in commit.corpora:
+                corpora[corpus, licence] += number
+        by_name = sorted(corpora.items(), key=lambda item: (item[0][0], item[0][1] or ""))
+        description = {
+            "format": FORMAT,
+            **dataclasses.asdict(summary),
+            "prompt": self._job.prompt,
+            "writers": sorted({commit.writer for commit in commits if commit.writer}),
+            "corpora": [{"corpus": name, "licence": licence, "clips": n} for (name, licence), n in by_name],
+            "versions": {package: importlib.metadata.version(package) for package in _PACKAGES},
+            "job": json.loads(self._store.read("job.json")),
+            "audio_files": [dataclasses.asdict(file) for file in self._inputs.audio_files(str(self._job.out))],
+            "shards": [dataclasses.asdict(commit.shard) for commit in commits if commit.shard],
+        }
+        self._put_duplicates()
+        write_report(self._store, summary, description["corpora"], commits, self._progress.speed)
+        self._store.create("dataset.json", json.dumps(description, indent=1, ensure_ascii=False).encode())
+
+    def _put_duplicates(self) -> None:
+        if self._inputs.num_duplicates:
+            with attempt(self._store, "duplicates") as folder:
+                write_rejects(folder / DUPLICATES, self._inputs.duplicates())
+                self._store.put(folder / DUPLICATES, f"rejects/{DUPLICATES}")
 
 
-def _claim(job: ShardJob, clips: Sequence[Clip]) -> None:
-    """Note in job.json what this folder is made from. Raises ValueError if it holds shards made from something else."""
-    inputs = hashlib.blake2b(digest_size=8)
-    for clip in clips:
-        inputs.update(json.dumps(clip.utterance.to_json(), ensure_ascii=False).encode())
+def _megabytes(number: float) -> str:
+    return f"{number / 1e6:,.1f} MB"
+
+
+def _claim(job: ShardJob, store: Store, inputs: Inputs) -> None:
+    """Note in job.json what this root is made from. Raises ValueError if it holds shards made from something else."""
     wording = PROMPTS[job.prompt]
     settings = {
         "format": FORMAT,
-        "clips": inputs.hexdigest(),
+        **inputs.made_of,
         "llm": model_fingerprint(job.llm, job.revision),
         "prompt": job.prompt,
         "wording": [wording.system, wording.instruction],
         "max_new_tokens": job.max_new_tokens,
-        "clips_per_shard": job.clips_per_shard,
     }
-    path = job.out / "job.json"
-    if path.is_file() and any((job.out / "commits").iterdir()):
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changed = [name for name, value in settings.items() if before.get(name) != value]
+    if "job.json" in store.names("") and store.names("commits"):
+        before = json.loads(store.read("job.json"))
+        changed = [name for name in {**settings, **before} if before.get(name) != settings.get(name)]
         if changed:
             other = ", ".join(changed)
             raise ValueError(f"{job.out}: holds shards made with other {other}; choose another folder or remove it")
     else:
-        write_atomically(path, json.dumps(settings, indent=1, ensure_ascii=False).encode())
-
-
-def _check_space(out: Path, tasks: Sequence[Task]) -> None:
-    needed = _SPARE * sum(_flac_bytes(clip) for task in tasks for clip in task.clips)
-    free = shutil.disk_usage(out).free
-    if free < needed:
-        wanted = f"about {needed / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB are free"
-        raise NoSpaceError(f"{out}: {wanted}; make room or choose a folder on another disk")
-
-
-def _flac_bytes(clip: Clip) -> float:
-    """An estimate: from the duration if the manifest gives it, else the size of the audio file."""
-    if clip.utterance.duration_s is not None:
-        return clip.utterance.duration_s * _FLAC_BYTES_PER_S
-    path = Path(clip.audio)
-    return path.stat().st_size if path.is_file() else 0
-
-
-def _progress(commits: dict[int, Commit], duplicates: int, total: int) -> Progress:
-    done = duplicates + sum(commit.inputs for commit in commits.values())
-    rejected = sum(commit.inputs - commit.rows for commit in commits.values())
-    return Progress(done, rejected, total, _hours(list(commits.values())))
-
-
-def _hours(commits: Sequence[Commit]) -> float:
-    return sum(commit.num_samples for commit in commits) / SAMPLE_RATE / 3600
-
-
-def _finish(job: ShardJob, commits: Sequence[Commit], clips: Sequence[Clip], duplicates: Sequence[Reject]) -> Summary:
-    """Write dataset.json, which makes the folder a shard set."""
-    remove_leftovers(job.out, commits)
-    rejected: Counter[str] = Counter()
-    for commit in commits:
-        rejected.update(commit.rejected)
-    written = sum(commit.rows for commit in commits)
-    assert written + rejected.total() == len(clips)
-    if not written:
-        reasons = ", ".join(f"{number} {reason}" for reason, number in rejected.most_common())
-        raise ValueError(f"none of the {len(clips)} clips could be used ({reasons}); see {job.out / 'rejects'}")
-    if duplicates:
-        write_rejects(job.out / "rejects" / "duplicates.jsonl", duplicates)
-    shards = [
-        Shard(commit.name, commit.rows, commit.bytes, commit.num_samples, commit.index_crc32)
-        for commit in commits
-        if commit.name
-    ]
-    summary = Summary(
-        dataset_id=dataset_id(shards),
-        inputs=len(clips) + len(duplicates),
-        written=written,
-        rejected=dict(rejected.most_common()),
-        duplicates=len(duplicates),
-        hours=_hours(commits),
-    )
-    licences = Counter((clip.utterance.corpus, clip.utterance.licence) for clip in clips)
-    description = {
-        "format": FORMAT,
-        **dataclasses.asdict(summary),
-        "prompt": job.prompt,
-        "writers": sorted({commit.writer for commit in commits if commit.writer}),
-        "corpora": [{"corpus": c, "licence": licence, "clips": n} for (c, licence), n in licences.items()],
-        "versions": {package: importlib.metadata.version(package) for package in _PACKAGES},
-        "job": json.loads((job.out / "job.json").read_text(encoding="utf-8")),
-        "audio_files": [],
-        "shards": [dataclasses.asdict(shard) for shard in shards],
-    }
-    if not (job.out / "dataset.json").exists():
-        write_atomically(job.out / "dataset.json", json.dumps(description, indent=1, ensure_ascii=False).encode())
-    return summary
+        store.write("job.json", json.dumps(settings, indent=1, ensure_ascii=False).encode())

@@ -12,7 +12,6 @@ import os
 import re
 import tarfile
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,21 +19,11 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.index import INDEX_ROW, OWN_TAR, name_hash
+from shards.index import INDEX_ROW, OWN_TAR, AudioAt, name_hash
 from shards.sample import EMOTIONS, Continuation, Utterance
 
 BLOCK = tarfile.BLOCKSIZE
 _MAX_KEY = 60
-
-
-@dataclass(frozen=True)
-class AudioAt:
-    """Audio that stays in another file: `file` is its position in `audio_files` of dataset.json."""
-
-    file: int
-    offset: int
-    size: int
-    crc32: int
 
 
 def sample_key(utterance_id: str) -> str:

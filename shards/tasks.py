@@ -1,7 +1,7 @@
 """A task is a shard: a fixed list of clips that is encoded, written and committed as one, or not at all.
 
-The commit is a hard link to a new name in `commits/`: it fails if somebody was faster, so a task that is tried twice,
-or by two workers, still counts once. Nothing here knows of Ray.
+The commit is a file that can be created once: a task that is tried twice, or by two workers, still counts once. What a
+commit names was there before it; what no commit names does not exist. Nothing here knows of Ray.
 """
 
 from __future__ import annotations
@@ -9,53 +9,69 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
-import os
-import uuid
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.files import sync_folder, write_atomically
-from shards.audio import AudioError, encode_flac, load_audio
-from shards.index import encode_array, name_hash
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster.files import write_atomically
+from shards.attempts import attempt
+from shards.audio import AudioError, EncodedClip, encode_clip
+from shards.clips import Clip, KeptAudio
+from shards.decoder import Span
+from shards.index import Shard, encode_array
 from shards.manifest import Reject, write_rejects
 from shards.prompts import PROMPTS
 from shards.sample import Continuation, Utterance
-from shards.writers import Request, drop_reason
+from shards.store import Store
+from shards.tokens import TOKEN_COUNTS, count_tokens, tokens_file
+from shards.writers import Request, Writer, drop_reason
 
 if TYPE_CHECKING:
     from shards.tar import TarShard
 
-SUBFOLDERS = ("shards", "index", "commits", "rejects", "_tmp")
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+DUPLICATES = "duplicates.jsonl"  # in rejects/, beside the rejects of tasks
+_MAX_COMMIT_BYTES = 2**20
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+
+Encode = Callable[[Iterable[Span]], Iterator[EncodedClip | AudioError]]
 
 
 class NoSpaceError(OSError):
-    """The disk is full; what was committed is safe."""
-
-
-@dataclass(frozen=True)
-class Clip:
-    """An utterance as the shard will hold it, and where its audio is now (absolute)."""
-
-    utterance: Utterance
-    audio: str
+    """The disk is full, or lets no file grow so large; what was committed is safe."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """The clips of shard `number`."""
+    """Shard `number`, of `size` clips: the CLIP_LINE rows `lines`, or all of shard `number` of the base (None)."""
 
     number: int
-    clips: tuple[Clip, ...]
+    size: int
+    lines: NDArray[np.void] | None = None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the LLM wrote to `requests(clips, prompt)`, and TOKEN_COUNTS of each under the template of that fingerprint;
+    None of a writer that has no tokenizer."""
+
+    continuations: list[Continuation]
+    template: str | None = None
+    tokens: NDArray[np.void] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Commit:
-    """What became of a task. `name` (of tar and index) is None when no clip of it could be used."""
+    """What became of a task. `name` (of tar and index) is None when no clip of it could be used.
+
+    `rejects` names the file in `rejects/`, `tokens` the template whose token counts lie in `tokens/`; `corpora` are
+    the clips written, by corpus and licence.
+    """
 
     task: int
     name: str | None
@@ -64,107 +80,194 @@ class Commit:
     index_crc32: int
     num_samples: int
     rejected: dict[str, int]
+    rejects: str | None
     writer: str | None
+    tokens: str | None
+    corpora: list[tuple[str, str | None, int]]
 
     @property
     def inputs(self) -> int:
         """Every clip of the task is written or rejected."""
         return self.rows + sum(self.rejected.values())
 
+    @property
+    def shard(self) -> Shard | None:
+        """Its entry in dataset.json."""
+        if self.name is None:
+            return None
+        return Shard(self.name, self.rows, self.bytes, self.num_samples, self.index_crc32)
 
-def plan_tasks(clips: Iterable[Clip], clips_per_shard: int) -> list[Task]:
-    """The clips in the order of their id's hash, so that every shard is a fair mixture of all corpora."""
-    ordered = sorted(clips, key=lambda clip: (name_hash(clip.utterance.id), clip.utterance.id))
-    starts = range(0, len(ordered), clips_per_shard)
-    return [Task(i, tuple(ordered[start : start + clips_per_shard])) for i, start in enumerate(starts)]
+    @property
+    def files(self) -> list[str]:
+        """Names of all that it stands for, below the set's root."""
+        names = [f"rejects/{self.rejects}"] if self.rejects else []
+        if self.name:
+            names += [f"shards/{self.name}.tar", f"index/{self.name}.npy"]
+            names += [tokens_file(self.tokens, self.name)] if self.tokens else []
+        return names
 
 
-def requests(task: Task, prompt: str) -> list[Request]:
-    """What the LLM is asked for this task: one request per clip whose text can be used, in order."""
-    usable = (clip.utterance for clip in task.clips if _text_fault(clip.utterance, prompt) is None)
+def requests(clips: Iterable[Clip], prompt: str) -> list[Request]:
+    """What the LLM is asked for a task: one request per clip whose text can be used, in order."""
+    usable = (clip.utterance for clip in clips if _text_fault(clip.utterance, prompt) is None)
     return [Request(utterance.text, utterance.emotion, prompt) for utterance in usable]
 
 
-def read_commit(out: Path, number: int) -> Commit | None:
-    """The commit of task `number`, or None while there is none."""
+def answer(writer: Writer, clips: Iterable[Clip], prompt: str) -> Answers:
+    """Has the continuations of a task written and, while their tokenizer is at hand, counts their tokens."""
+    asked = requests(clips, prompt)
+    continuations = writer.write(asked)
+    template = writer.template
+    if template is None:
+        return Answers(continuations)
+    tokens = np.empty(len(asked), TOKEN_COUNTS)
+    for i, (request, continuation) in enumerate(zip(asked, continuations, strict=True)):
+        tokens[i] = count_tokens(template, request.text, continuation)
+    return Answers(continuations, template.fingerprint, tokens)
+
+
+def read_commit(store: Store, number: int) -> Commit | None:
+    """The commit of task `number`, or None while there is none. Raises ValueError for a damaged one."""
     try:
-        return Commit(**json.loads((out / "commits" / f"{number:06d}.json").read_text()))
+        return _parse_commit(store, _commit_name(number), store.read(_commit_name(number)))
     except FileNotFoundError:
         return None
 
 
-def write_task(out: Path, task: Task, prompt: str, continuations: Sequence[Continuation]) -> Commit:
-    """Encode, write and commit a task; `continuations` answer `requests(task, prompt)`.
+def read_commits(store: Store) -> Iterator[Commit]:
+    """All that there are. Raises ValueError for a damaged one."""
+    names = [f"commits/{name}" for name in store.names("commits") if not name.startswith(".")]
+    for name, data in zip(names, store.read_ranges([(name, 0, _MAX_COMMIT_BYTES) for name in names]), strict=True):
+        yield _parse_commit(store, name, data)
+
+
+def _parse_commit(store: Store, name: str, data: bytes) -> Commit:
+    try:
+        record = json.loads(data)
+        record["corpora"] = [tuple(corpus) for corpus in record["corpora"]]
+        return Commit(**record)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{store.url}/{name}: damaged ({error}); delete it, and the same command makes that shard again"
+        ) from None
+
+
+def encode_here(spans: Iterable[Span]) -> Iterator[EncodedClip | AudioError]:
+    """As `shards.decoder.Decoder.encode`, in this process."""
+    for span in spans:
+        try:
+            yield encode_clip(Path(span.path), span.start_s, span.duration_s)
+        except AudioError as error:
+            yield error
+
+
+def write_task(
+    store: Store, task: Task, clips: Sequence[Clip], prompt: str, answers: Answers, encode: Encode = encode_here
+) -> Commit:
+    """Encode, write and commit a task; `answers` are to `requests(clips, prompt)`.
 
     Bad clips become rejects. Raises NoSpaceError when the disk is full and OSError when it fails otherwise.
     """
-    done = read_commit(out, task.number)
+    assert len(clips) == task.size
+    done = read_commit(store, task.number)
     if done is not None:
         return done
-    attempt = out / "_tmp" / f"{task.number:06d}-{uuid.uuid4().hex}"
     try:
-        return _write_and_commit(out, task, prompt, continuations, attempt)
+        with attempt(store, f"{task.number:06d}") as folder:
+            commit = _write(store, task, clips, prompt, answers, encode, folder)
+            return _commit(store, commit)
     except OSError as error:
         if error.errno in _NO_SPACE:
-            raise NoSpaceError(f"no space left while writing shard {task.number} to {out}") from None
+            raise NoSpaceError(f"no space left while writing shard {task.number} to {store.url}") from None
+        if error.errno == errno.EFBIG:
+            what = f"shard {task.number} in {store.url} is larger than a file may become here (`ulimit -f`)"
+            raise NoSpaceError(f"{what}; raise that limit or lower clips_per_shard") from None
         raise
-    finally:
-        for leftover in attempt.parent.glob(f"{attempt.name}.*"):
-            leftover.unlink()
 
 
-def _write_and_commit(
-    out: Path, task: Task, prompt: str, continuations: Sequence[Continuation], attempt: Path
+def _write(
+    store: Store,
+    task: Task,
+    clips: Sequence[Clip],
+    prompt: str,
+    answers: Answers,
+    encode: Encode,
+    folder: Path,
 ) -> Commit:
+    """Everything but the commit, under names that nobody reads before it."""
     from shards.tar import TarShard  # brings torch, which the driver has no use for
 
-    tar, index = attempt.with_suffix(".tar"), attempt.with_suffix(".npy")
-    with TarShard(tar) as shard:
-        rejects = _fill(shard, task, prompt, continuations)
-    rows, size, name, content = shard.index, tar.stat().st_size, None, b""
-    if len(rows):
-        name = f"{task.number:06d}-{shard.digest}"
-        content = encode_array(rows)
-        write_atomically(index, content)
-        for source, final in ((tar, out / "shards" / f"{name}.tar"), (index, out / "index" / f"{name}.npy")):
-            source.rename(final)
-            sync_folder(final.parent)
-    write_rejects(out / "rejects" / f"{task.number:06d}.jsonl", rejects)
+    with TarShard(folder / "tar") as shard:
+        kept, rejects = _fill(shard, clips, prompt, answers, encode)
+    name, index = None, b""
+    if kept:
+        name, index = f"{task.number:06d}-{shard.digest}", encode_array(shard.index)
+        size = (folder / "tar").stat().st_size
+        store.put(folder / "tar", f"shards/{name}.tar")
+        _put(store, folder, f"index/{name}.npy", index)
+        if answers.tokens is not None and answers.template is not None:
+            counts = encode_array(answers.tokens[[number for _, number in kept]])
+            _put(store, folder, tokens_file(answers.template, name), counts)
+    corpora = Counter((utterance.corpus, utterance.licence) for utterance, _ in kept)
     commit = Commit(
         task=task.number,
         name=name,
-        rows=len(rows),
+        rows=len(kept),
         bytes=size if name else 0,
-        index_crc32=zlib.crc32(content),
-        num_samples=int(rows["num_samples"].sum()),
+        index_crc32=zlib.crc32(index),
+        num_samples=int(shard.index["num_samples"].sum()),
         rejected=dict(sorted(Counter(reject.reason for reject in rejects).items())),
-        writer=continuations[0].writer if continuations else None,
+        rejects=_put_rejects(store, folder, task, rejects) if rejects else None,
+        writer=answers.continuations[0].writer if answers.continuations else None,
+        tokens=answers.template if name else None,
+        corpora=[(corpus, licence, number) for (corpus, licence), number in corpora.items()],
     )
-    assert commit.inputs == len(task.clips)
-    return _commit(out, commit, attempt.with_suffix(".json"))
+    assert commit.inputs == task.size
+    return commit
 
 
-def _fill(shard: TarShard, task: Task, prompt: str, continuations: Sequence[Continuation]) -> list[Reject]:
-    """Add every clip that can be used to the shard; returns the others."""
+def _put(store: Store, folder: Path, name: str, content: bytes) -> None:
+    write_atomically(folder / "file", content)
+    store.put(folder / "file", name)
+
+
+def _put_rejects(store: Store, folder: Path, task: Task, rejects: Sequence[Reject]) -> str:
+    write_rejects(folder / "file", rejects)
+    name = f"{task.number:06d}-{zlib.crc32((folder / 'file').read_bytes()):08x}.jsonl"
+    store.put(folder / "file", f"rejects/{name}")
+    return name
+
+
+def _fill(
+    shard: TarShard, clips: Sequence[Clip], prompt: str, answers: Answers, encode: Encode
+) -> tuple[list[tuple[Utterance, int]], list[Reject]]:
+    """Add every clip that can be used to the shard; returns those, each with the number of its answer, and the rest."""
+    kept: list[tuple[Utterance, int]] = []
     rejects: list[Reject] = []
-    answers = iter(continuations)
-    for clip in task.clips:
+    usable = [clip for clip in clips if _text_fault(clip.utterance, prompt) is None]
+    assert len(usable) == len(answers.continuations)
+    encoded = encode(clip.span for clip in usable if clip.span)
+    number = 0
+    for clip in clips:
         utterance = clip.utterance
         fault = _text_fault(utterance, prompt)
         if fault is None:
-            continuation = next(answers)
-            try:
-                samples = load_audio(Path(clip.audio), utterance.start_s, utterance.duration_s)
-            except AudioError as error:
-                fault = Reject(utterance.id, error.reason, str(error))
+            continuation = answers.continuations[number]
+            audio = clip.audio if isinstance(clip.audio, KeptAudio) else next(encoded)
+            if isinstance(audio, AudioError):
+                fault = Reject(utterance.id, audio.reason, str(audio))
+            elif reason := drop_reason(continuation.text):
+                fault = Reject(utterance.id, reason, f"the LLM wrote {continuation.text!r}")
+            elif isinstance(audio, EncodedClip):
+                shard.add(utterance, continuation, audio.flac, audio.num_samples)
             else:
-                fault = _response_fault(utterance, continuation)
-        if fault is None:
-            shard.add(utterance, continuation, encode_flac(samples), len(samples))
-        else:
+                shard.add(utterance, continuation, audio.at, audio.num_samples)
+            if fault is None:
+                kept.append((utterance, number))
+            number += 1
+        if fault is not None:
             rejects.append(fault)
-    assert next(answers, None) is None
-    return rejects
+    return kept, rejects
 
 
 def _text_fault(utterance: Utterance, prompt: str) -> Reject | None:
@@ -175,30 +278,29 @@ def _text_fault(utterance: Utterance, prompt: str) -> Reject | None:
     return None
 
 
-def _response_fault(utterance: Utterance, continuation: Continuation) -> Reject | None:
-    reason = drop_reason(continuation.text)
-    return Reject(utterance.id, reason, f"the LLM wrote {continuation.text!r}") if reason else None
-
-
-def _commit(out: Path, commit: Commit, temporary: Path) -> Commit:
+def _commit(store: Store, commit: Commit) -> Commit:
     """Make `commit` the one of its task, unless there is one already; returns the one that counts."""
-    write_atomically(temporary, json.dumps(dataclasses.asdict(commit), indent=1).encode())
-    final = out / "commits" / f"{commit.task:06d}.json"
-    try:
-        os.link(temporary, final)
-    except FileExistsError:
-        first = read_commit(out, commit.task)
-        assert first is not None
-        return first
-    sync_folder(final.parent)
-    return commit
+    data = json.dumps(dataclasses.asdict(commit), indent=1, ensure_ascii=False).encode()
+    if store.create(_commit_name(commit.task), data):
+        return commit
+    first = read_commit(store, commit.task)
+    assert first is not None
+    for name in set(commit.files) - set(first.files):
+        store.delete(name)
+    return first
 
 
-def remove_leftovers(out: Path, commits: Iterable[Commit]) -> None:
-    """Delete what killed attempts left behind: whatever no commit names."""
-    names = {commit.name for commit in commits}
-    for path in [*(out / "shards").glob("*.tar"), *(out / "index").glob("*.npy")]:
-        if path.stem not in names:
-            path.unlink()
-    for path in (out / "_tmp").iterdir():
-        path.unlink()
+def _commit_name(number: int) -> str:
+    return f"commits/{number:06d}.json"
+
+
+def remove_strays(store: Store, commits: Iterable[Commit]) -> None:
+    """Delete what no commit names. Only when every task has its commit: until then a worker of a driver that was
+    killed may still be about to write one."""
+    commits = list(commits)
+    named = {name for commit in commits for name in commit.files}
+    folders = ["shards", "index", "rejects", *{f"tokens/{commit.tokens}" for commit in commits if commit.tokens}]
+    for folder in folders:
+        for name in store.names(folder):
+            if f"{folder}/{name}" not in named and name != DUPLICATES:
+                store.delete(f"{folder}/{name}")

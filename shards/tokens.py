@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from shards.index import Shard, decode_array, encode_array
 from shards.prompts import ChatTemplate
-from shards.sample import Continuation, Utterance
+from shards.sample import Continuation
 from shards.shard_set import ShardSet
 from shards.store import Store
 
@@ -21,10 +21,10 @@ TOKEN_COUNTS = np.dtype([("num_text_tokens", "<u4"), ("num_response_tokens", "<u
 _FILES_AT_ONCE = 8
 
 
-def count_tokens(template: ChatTemplate, utterance: Utterance, continuation: Continuation) -> tuple[int, int]:
+def count_tokens(template: ChatTemplate, transcript: str, continuation: Continuation) -> tuple[int, int]:
     """Tokens of the transcript and of the response, end of turn included."""
     response = template.response(continuation.text, continuation.finished)
-    return len(template.encode(utterance.text)), len(response)
+    return len(template.encode(transcript)), len(response)
 
 
 def tokens_file(fingerprint: str, shard_name: str) -> str:
@@ -48,7 +48,7 @@ def token_counts(shard_set: ShardSet, template: ChatTemplate) -> NDArray[np.void
             counts = np.empty(shard.rows, TOKEN_COUNTS)
             for row, (utterance, continuation) in enumerate(shard_set.records(range(first, first + shard.rows))):
                 assert continuation is not None
-                counts[row] = count_tokens(template, utterance, continuation)
+                counts[row] = count_tokens(template, utterance.text, continuation)
             with contextlib.suppress(OSError):  # a read-only or full disk costs time, not correctness
                 store.write(tokens_file(template.fingerprint, shard.name), encode_array(counts))
         parts.append(counts)

@@ -43,6 +43,11 @@ class Writer(Protocol):
 
     name: str
 
+    @property
+    def template(self) -> ChatTemplate | None:
+        """With its tokenizer tokens are counted as texts are written; None of a writer that has none here."""
+        ...
+
     def write(self, requests: Sequence[Request]) -> list[Continuation]:
         """One continuation per request, in order; the text may be empty."""
         ...

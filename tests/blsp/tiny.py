@@ -20,7 +20,8 @@ from shards import pipeline
 from shards.corpora import build_manifest
 from shards.pipeline import ShardJob
 from shards.sample import EMOTIONS, Continuation
-from shards.tasks import Commit, Task, requests, write_task
+from shards.store import open_store
+from shards.tasks import Commit, Task, answer, write_task
 from shards.writers import Request, Writer
 
 CPU = torch.device("cpu")
@@ -74,6 +75,7 @@ class Echo:
     """A writer that continues every text with itself and with the label it was told."""
 
     name = "echo"
+    template = None
 
     def write(self, asked: Sequence[Request]) -> list[Continuation]:
         """One continuation per request."""
@@ -100,9 +102,10 @@ def make_shards(root: Path, prompt: str, num_clips: int) -> Path:
     def here(
         job: ShardJob, tasks: Sequence[Task], load_writer: Callable[[ShardJob], Writer]
     ) -> Generator[Commit | None, None, None]:
-        writer = load_writer(job)
+        writer, read_clips, store = load_writer(job), job.clip_reader(), open_store(job.out)
         for task in tasks:
-            yield write_task(job.out, task, job.prompt, writer.write(requests(task, job.prompt)))
+            clips = read_clips(task)
+            yield write_task(store, task, clips, job.prompt, answer(writer, clips, job.prompt))
 
     job = ShardJob(
         manifests=(root / "manifest.jsonl",), out=root / "shards", llm=str(root / "llm"), prompt=prompt,
@@ -110,7 +113,7 @@ def make_shards(root: Path, prompt: str, num_clips: int) -> Path:
     )  # fmt: skip
     with mock.patch.object(pipeline, "run_tasks", here):
         pipeline.write_shards(job, lambda progress: None, lambda job: Echo())
-    return job.out
+    return Path(job.out)
 
 
 def model_section(llm: Path, encoder: Path, **changes: Any) -> ModelSection:

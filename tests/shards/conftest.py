@@ -18,7 +18,8 @@ from shards.pipeline import Progress, ShardJob, Summary
 from shards.prompts import ChatTemplate
 from shards.sample import EMOTIONS, Continuation
 from shards.shard_set import ShardSet
-from shards.tasks import Commit, Task, requests, write_task
+from shards.store import open_store
+from shards.tasks import Commit, Task, answer, write_task
 from shards.writers import Request, Writer
 from tests.shards.s3_server import BUCKET, KEY, SECRET, TOKEN, S3Server
 
@@ -49,6 +50,7 @@ def echo() -> Callable[[ShardJob], Writer]:
     def load(_: ShardJob) -> Writer:
         class Echo:  # here, so that Ray's workers get it by value: they cannot import tests
             name = "echo"
+            template = None
 
             def write(self, asked: Sequence[Request]) -> list[Continuation]:
                 texts = [f"and {request.emotion} {request.text}" for request in asked]
@@ -85,9 +87,10 @@ def make_shards(echo: Callable[[ShardJob], Writer], monkeypatch: pytest.MonkeyPa
     def run_here(
         job: ShardJob, tasks: Sequence[Task], load_writer: Callable[[ShardJob], Writer]
     ) -> Generator[Commit | None, None, None]:
-        writer = load_writer(job)
+        writer, read_clips, store = load_writer(job), job.clip_reader(), open_store(job.out)
         for task in tasks:
-            yield write_task(job.out, task, job.prompt, writer.write(requests(task, job.prompt)))
+            clips = read_clips(task)
+            yield write_task(store, task, clips, job.prompt, answer(writer, clips, job.prompt))
 
     def make(job: ShardJob, on_progress: Callable[[Progress], None] = lambda progress: None) -> Summary:
         with monkeypatch.context() as patch:

@@ -115,7 +115,7 @@ def test_sizes_are_those_of_the_batches_and_never_less(template: ChatTemplate, w
     tasks = {"continue_tone": 1.0} if with_teacher else {"continue_tone": 1.0, "identify": 1.0}
     make = collator(template, with_teacher, **tasks)
     counts = np.array(
-        [count_tokens(template, sample.utterance, sample.continuation) for sample in SAMPLES], TOKEN_COUNTS
+        [count_tokens(template, sample.utterance.text, sample.continuation) for sample in SAMPLES], TOKEN_COUNTS
     )
     lengths = np.array([len(sample.waveform) for sample in SAMPLES])
     sizes = make.sizes(lengths, counts, heard_samples=lambda n: n + 1600)

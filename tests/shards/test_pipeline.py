@@ -87,7 +87,7 @@ def test_too_small_a_disk_is_found_before_any_work(
     job: ShardJob, make_shards: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(OSError, match=r"MB are needed, 0\.0 MB are free; make room"):
+    with pytest.raises(OSError, match=r"MB are needed there, 0\.0 MB are free; make room, .*0 of 6 shards"):
         make_shards(job)
 
 
@@ -126,6 +126,7 @@ def test_a_worker_that_dies_is_replaced_and_nothing_counts_twice(job: ShardJob, 
     def load(_: ShardJob) -> Writer:
         class DiesOnce:
             name = "mortal"
+            template = None
 
             def write(self, asked: Sequence[Request]) -> list[Continuation]:
                 mark = tmp_path / "died"
@@ -146,7 +147,7 @@ def test_a_worker_that_keeps_dying_is_a_sentence(job: ShardJob) -> None:
     def load(_: ShardJob) -> Writer:
         os._exit(1)
 
-    with pytest.raises(OSError, match="a worker process died 3 times; too little memory"):
+    with pytest.raises(OSError, match="a worker process died 3 times at the same shard; too little memory"):
         write_shards(job, nothing, load)
 
 
@@ -182,6 +183,7 @@ from shards.sample import Continuation
 def load(job):
     class Slow:
         name = "slow"
+        template = None
         def write(self, asked):
             time.sleep(0.5)
             return [Continuation(prompt=q.prompt, text=q.text, finished=True, writer="s") for q in asked]

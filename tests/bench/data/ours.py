@@ -17,7 +17,8 @@ from shards.prompts import ChatTemplate
 from shards.reader import Reader
 from shards.sample import Continuation
 from shards.shard_set import ShardSet
-from shards.tasks import Commit, Task, requests, write_task
+from shards.store import open_store
+from shards.tasks import Commit, Task, answer, write_task
 from shards.tokens import token_counts
 from shards.writers import Request
 from tests.bench.data.clips import Clips
@@ -30,6 +31,7 @@ class Echo:
     """Answers at once, where a run would ask an LLM."""
 
     name = "echo"
+    template = None
 
     def write(self, asked: Sequence[Request]) -> list[Continuation]:
         text = "what a heavy heart, they will cry about it all alone"
@@ -47,8 +49,10 @@ def make_set(clips: Clips, out: Path) -> None:
 
 
 def _run_here(job: ShardJob, tasks: Sequence[Task], load_writer: object) -> Generator[Commit | None, None, None]:
+    read_clips, store = job.clip_reader(), open_store(job.out)
     for task in tasks:
-        yield write_task(job.out, task, job.prompt, Echo().write(requests(task, job.prompt)))
+        clips = read_clips(task)
+        yield write_task(store, task, clips, job.prompt, answer(Echo(), clips, job.prompt))
 
 
 class Template:

@@ -9,7 +9,10 @@ from pathlib import Path
 import soundfile
 
 from shards.audio import encode_flac
-from shards.tasks import SUBFOLDERS, Clip, plan_tasks, requests, write_task
+from shards.decoder import Decoder
+from shards.inputs import FromManifests, clip_reader
+from shards.store import open_store
+from shards.tasks import answer, write_task
 from tests.bench.data import peers
 from tests.bench.data.clips import Clips
 from tests.bench.data.figure import Figure
@@ -20,7 +23,8 @@ from tests.bench.data.timing import interleaved, share
 def measure(clips: Clips, scratch: Path, rounds: int) -> list[Figure]:
     """Each writes all clips: the bare encoder from memory, the others from WAV files to a disk."""
     folders = (scratch / f"written-{number}" for number in itertools.count())
-    tasks = plan_tasks([Clip(utterance, utterance.audio) for utterance in clips.utterances], CLIPS_PER_SHARD)
+    tasks = FromManifests([clips.manifest], CLIPS_PER_SHARD).tasks
+    read_clips = clip_reader([clips.manifest], None)
 
     def bare() -> None:
         for waveform in clips.waveforms:
@@ -31,11 +35,11 @@ def measure(clips: Clips, scratch: Path, rounds: int) -> list[Figure]:
             encode_flac(soundfile.read(utterance.audio, dtype="int16")[0])
 
     def ours() -> None:
-        out = next(folders)
-        for name in SUBFOLDERS:
-            (out / name).mkdir(parents=True)
-        for task in tasks:
-            write_task(out, task, PROMPT, Echo().write(requests(task, PROMPT)))
+        store = open_store(next(folders))
+        with Decoder() as decoder:  # as each CPU actor has one
+            for task in tasks:
+                found = read_clips(task)
+                write_task(store, task, found, PROMPT, answer(Echo(), found, PROMPT), decoder.encode)
 
     operations: dict[str, Callable[[], object]] = {
         "bare": bare,
@@ -55,7 +59,7 @@ def measure(clips: Clips, scratch: Path, rounds: int) -> list[Figure]:
             peers={name: share(taken["bare"], taken[name]) for name in names},
         ),
         Figure(
-            name="the same in CPU seconds of all threads", ours=share(taken["bare"], taken["ours"], "cpu"),
+            name="the same in CPU seconds of threads and processes", ours=share(taken["bare"], taken["ours"], "cpu"),
             peers={name: share(taken["bare"], taken[name], "cpu") for name in names},
         ),
     ]  # fmt: skip
