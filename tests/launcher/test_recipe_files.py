@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -105,6 +106,32 @@ def test_the_miniature_differs_only_where_it_says_so() -> None:
     started = no_stage1.model.model_copy(update={"init": stage2.model.init})
     assert no_stage1.model.init is None
     assert no_stage1.model_copy(update={"run": stage2.run, "model": started}) == stage2
+
+
+TAIL = "whisper-large-v2_qwen2.5-7b"
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "ser": {
+        "stage.train": ("adapter", "encoder", "lora"), "stage.losses": {"ce": 1}, "stage.prompts": {"identify": 1},
+        "optim.lr": dict.fromkeys(("adapter", "encoder", "lora"), 2e-5),
+    },
+    "chatgpt": {"data.shards": "shards/ser_chatgpt"},
+    "multitask": {"stage.prompts": {"continue_tone": 2, "identify": 1}},
+    "no_stage1": {"model.init": None},
+    "no_emotion_loss": {
+        "stage.train": ("adapter", "encoder", "lora"), "stage.losses": {"ce": 1},
+        "optim.lr": dict.fromkeys(("adapter", "encoder", "lora"), 2e-5),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_differs_from_stage_2_only_where_it_says_so(name: str) -> None:
+    stage2 = load_kind(TrainRecipe, f"stage2_{TAIL}").model_dump(mode="json")
+    expected = {**stage2, "run": f"runs/{name}"}
+    for place, value in ABLATIONS[name].items():
+        section, field = place.split(".")
+        expected[section] = {**expected[section], field: value}
+    assert load_kind(TrainRecipe, f"{name}_{TAIL}") == TrainRecipe.model_validate(expected)
 
 
 # Reading
