@@ -60,7 +60,7 @@ class _Source:
 
     def read(self, stored: Mapping[str, StoredTensor]) -> Tensor:
         """A tensor of its own, so that no two of ours share memory and none keeps a whole file mapped."""
-        return stored[self.name].read().chunk(self.parts)[self.part].clone()
+        return stored[self.name].read().chunk(self.parts)[self.part].clone(memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,8 @@ def import_authors(source: Path, out: Path, tokenizer: Path | None = None) -> Im
     _refuse_unaccounted(source, wanted, stored)
     with _new_folder(out) as folder:
         has_tokenizer = _carry_tokenizer(tokenizer or source, folder / "llm", llm)
+        if tokenizer is not None and not has_tokenizer:
+            raise ValueError(f"{tokenizer}: no tokenizer files here; expected {RANKS} or tokenizer.json")
         _fill(llm, sources["llm"], stored)
         llm.save_pretrained(folder / "llm")
         _fill(encoder, sources["encoder"], stored)

@@ -25,7 +25,7 @@ from blsp.lora import LoraGate, add_lora
 from blsp.losses import Losses, continuation_ce, continuation_kl, emotion_ce
 from blsp.packing import attention_implementation, bounds
 from blsp.provenance import frozen_weights, refuse_other_weights
-from blsp.recipe import ModelSection, StageSection
+from blsp.recipe import ModelSection, Section, StageSection
 from shards.collate import Batch
 from shards.prompts import ChatTemplate
 from shards.sample import EMOTIONS
@@ -122,13 +122,17 @@ class SpeechLM(nn.Module):
                 f"{folder}: was trained with audio_window {exported['model']['audio_window']!r}, not "
                 f"{self.config.audio_window!r}; set model.audio_window to the former"
             )
-        # A window of the Q-Former, for one, shows in the shape of no tensor.
-        adapter = ModelSection.model_validate({**exported["model"], "init": None}).adapter
-        if adapter != self.config.adapter:
-            raise ValueError(
-                f"{folder}: adapter does not fit this recipe's section model; set model.adapter to "
-                f"{adapter.model_dump(mode='json')}"
-            )
+        # A window of the Q-Former, for one, or LoRA's alpha shows in the shape of no tensor.
+        then = ModelSection.model_validate({**exported["model"], "init": None})
+        here: dict[str, Section] = {"adapter": self.config.adapter}
+        if "lora" in exported["parts"] and self.config.lora is not None and then.lora is not None:
+            here["lora"] = self.config.lora.model_copy(update={"dropout": then.lora.dropout})
+        for name, section in here.items():
+            if section != getattr(then, name):
+                raise ValueError(
+                    f"{folder}: {name} does not fit this recipe's section model; set model.{name} to "
+                    f"{getattr(then, name).model_dump(mode='json')}"
+                )
         refuse_other_weights(exported["frozen"], self.frozen, str(folder))
         state = load_file(folder / EXPORT_WEIGHTS)
         for part in exported["parts"]:

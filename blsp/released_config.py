@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,8 +55,9 @@ class _Fields:
             value = float(value)
         if type(value) is not kind:
             raise self.error(field, f"{value!r} is not of type {kind.__name__}")
-        if isinstance(value, int | float) and value < 0:
-            raise self.error(field, f"{value!r} is negative")
+        smallest = 1 if kind is int else 0
+        if isinstance(value, int | float) and not smallest <= value < math.inf:
+            raise self.error(field, f"{value!r} is out of range")
         return value
 
     def only(self, field: str, known: Any) -> None:
@@ -74,7 +76,9 @@ def read_config(folder: Path) -> AuthorsConfig:
     """Raises ValueError naming file and field when one is missing, of the wrong type, or asks for what we have not."""
     path = folder / "config.json"
     if not path.is_file():
-        raise ValueError(f"{folder}: no config.json here; give the folder of the authors' checkpoint")
+        raise ValueError(
+            f"{folder}: no config.json here; give the folder that the authors' checkpoint was downloaded to"
+        )
     try:
         content = json.loads(path.read_text("utf-8"))
     except ValueError as error:

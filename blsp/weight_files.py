@@ -104,7 +104,7 @@ def _torch_file(path: Path) -> dict[str, StoredTensor]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, not tensors by name")
     for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
+        if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout is not torch.strided:
             raise ValueError(f"{path}: holds a {type(value).__name__} under {name!r}; only tensors by name are read")
     return {name: StoredTensor(path, tuple(value.shape), value.dtype, value.detach) for name, value in content.items()}
 

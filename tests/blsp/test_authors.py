@@ -209,7 +209,9 @@ def test_all_problems_are_told_at_once_and_many_are_counted(source: Path) -> Non
         ("qwen_config.hidden_size", 61, "num_attention_heads 5 does not divide hidden_size 61"),
         ("qwen_config.num_hidden_layers", "3", "qwen_config.num_hidden_layers '3' is not of type int"),
         ("qwen_config.rotary_pct", 0.5, "rotary_pct 0.5 is not built"),
-        ("whisper_config.d_model", -1, "whisper_config.d_model -1 is negative"),
+        ("whisper_config.d_model", -1, "whisper_config.d_model -1 is out of range"),
+        ("qwen_config.num_hidden_layers", 0, "qwen_config.num_hidden_layers 0 is out of range"),
+        ("kd_temperature", float("nan"), "kd_temperature nan is out of range"),
         ("whisper_config.activation_function", "relu", "activation_function 'relu' is not built"),
     ],
 )
@@ -280,9 +282,16 @@ def test_a_recipe_can_start_from_it(talking: Path) -> None:
     imported = SpeechLM.load(out, CPU)
     started = SpeechLM.build(ModelSection.model_validate({**section.model_dump(), "init": out}), CPU)
     torch.testing.assert_close(started.parts.state_dict(), imported.parts.state_dict(), rtol=0, atol=0)
-    smaller = {**section.model_dump(), "init": out, "adapter": {"bottleneck": 8, "kernels": [3, 7]}}
-    with pytest.raises(ValueError, match="adapter does not fit this recipe"):
-        SpeechLM.build(ModelSection.model_validate(smaller), CPU)
+    assert section.lora is not None
+    for changed, complaint in (
+        ({"adapter": {"bottleneck": 8, "kernels": [3, 7]}}, "adapter does not fit this recipe"),
+        ({"lora": {**section.lora.model_dump(), "alpha": 99.0}}, "lora does not fit this recipe"),
+        ({"lora": None}, "holds 'lora', which this recipe has not"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            SpeechLM.build(ModelSection.model_validate({**section.model_dump(), "init": out, **changed}), CPU)
+    dropless = {**section.model_dump(), "init": out, "lora": {**section.lora.model_dump(), "dropout": 0.0}}
+    SpeechLM.build(ModelSection.model_validate(dropless), CPU)
 
 
 def test_qwens_own_tokenizer_file_is_translated_from_either_folder(tmp_path: Path) -> None:
@@ -305,6 +314,11 @@ def test_a_tokenizer_that_needs_its_own_code_is_refused_and_not_run(source: Path
     settings = {"tokenizer_class": "XTokenizer", "auto_map": {"AutoTokenizer": ["tokenization_x.XTokenizer", None]}}
     (source / "tokenizer_config.json").write_text(json.dumps(settings))
     assert "its tokenizer files cannot be used" in refused(source)
+
+
+def test_a_tokenizer_folder_without_one_is_refused(source: Path) -> None:
+    (source.parent / "empty").mkdir()
+    assert "no tokenizer files here" in refused(source, source.parent / "empty")
 
 
 def test_a_tokenizer_of_another_llm_is_refused(source: Path, tokenizer: PreTrainedTokenizerFast) -> None:

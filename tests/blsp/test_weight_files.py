@@ -94,7 +94,7 @@ def test_a_bare_pickle_under_the_name_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("content", [{"step": 3}, {3: torch.ones(1)}, [torch.ones(1)]])
+@pytest.mark.parametrize("content", [{"step": 3}, {3: torch.ones(1)}, [torch.ones(1)], {"a": torch.eye(2).to_sparse()}])
 def test_a_bin_of_something_else_than_tensors_by_name_is_refused(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match="tensors by name"):
