@@ -57,6 +57,40 @@ def test_packed_equals_alone(folder: Path, spec: str) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("length", [1600, 16000, 33280, 480000])
+def test_the_exact_window_equals_transformers_at_full_length(
+    whisper: WhisperForConditionalGeneration, folder: Path, length: int
+) -> None:
+    """transformers' own forward insists on the length that the model was built for: it is built for the clip's."""
+    positions = length // 320
+    built = WhisperEncoder(whisper_config(max_source_positions=positions)).eval()
+    state = whisper.model.encoder.state_dict()
+    state["embed_positions.weight"] = state["embed_positions.weight"][:positions]
+    built.load_state_dict(state)
+    samples = clip(length)
+    features = WhisperFeatureExtractor()(
+        samples / 32768, sampling_rate=16000, return_tensors="pt", padding="do_not_pad", truncation=False
+    ).input_features
+    theirs = built(features).last_hidden_state[0]
+    ours, _ = speech_encoder(folder, "exact")(*pack([samples], CPU))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_tail_lies_between_the_exact_and_the_30_s_window(folder: Path) -> None:
+    samples = clip(16000)
+
+    def encoded(spec: str) -> torch.Tensor:
+        return speech_encoder(folder, spec)(*pack([samples], CPU))[0]
+
+    assert torch.equal(encoded("tail:0"), encoded("exact"))
+    assert torch.equal(encoded("tail:29"), encoded("30s"))
+    distances = [float((encoded(spec) - encoded("30s")).norm()) for spec in ("exact", "tail:2", "tail:20", "30s")]
+    assert distances == sorted(distances, reverse=True)
+    assert distances[0] > distances[1] > distances[2] > 1e-2
+
+
+@torch.no_grad()
 def test_silence_after_the_clip_is_heard_and_then_cut_off(folder: Path) -> None:
     samples = clip(8000)
     exact, _ = speech_encoder(folder, "exact")(*pack([samples], CPU))

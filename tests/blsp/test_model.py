@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from blsp.engine import export
 from blsp.losses import Losses
-from blsp.model import SpeechLM
+from blsp.model import SpeechLM, pack
 from blsp.recipe import ModelSection, StageSection
 from blsp.run import Stage, _checkpoint_activations
 from shards.collate import Batch, Collator
@@ -288,6 +288,19 @@ def test_an_exported_model_answers_bit_for_bit_as_before(model: SpeechLM, tmp_pa
     np.testing.assert_array_equal(loaded.classify(clips), model.classify(clips))
     assert loaded.exported_parts == {"adapter", "encoder", "lora", "classifier"}
     assert all(torch.equal(a, b) for a, b in zip(loaded.parts.parameters(), model.parts.parameters(), strict=True))
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_audio_window_travels_with_the_export(section: ModelSection, tmp_path: Path) -> None:
+    model = make(section, audio_window="tail:0.5").eval()
+    run = export_of(model, STAGE_2, tmp_path / "run")
+    heard = pack([clip(9000)], CPU)
+    assert torch.equal(SpeechLM.load(run, CPU).hear(*heard)[0], model.hear(*heard)[0])
+    for other in ("exact", "30s", "tail:0.6"):
+        with pytest.raises(ValueError, match=rf"was trained with audio_window 'tail:0\.5', not '{other}'"):
+            SpeechLM.build(
+                ModelSection.model_validate({**section.model_dump(), "audio_window": other, "init": run}), CPU
+            )
 
 
 @pytest.mark.usefixtures("alone")
