@@ -156,6 +156,19 @@ def verify_shards(
     raise typer.Exit(sets.verify(shards, fast))
 
 
+@shard.command("index")
+def index_shards(
+    tars: Annotated[list[str], typer.Argument(metavar="TAR...", help="WebDataset tars (paths or URLs), not packed.")],
+    out: Annotated[str, typer.Option(metavar="SET", help="The new set's folder.")],
+    corpus: Annotated[str, typer.Option(help="Name of the corpus; part of every clip's id.")],
+    licence: Annotated[str | None, typer.Option(help="Under which the clips may be used.")] = None,
+) -> None:
+    """Make a set over tars that others wrote; their audio stays where it is, and training reads it from there."""
+    from launcher import sets
+
+    sets.index(tars, out, corpus, licence)
+
+
 @shard.command("remove")
 def remove_from_shards(
     shards: ShardSetPath,

@@ -19,7 +19,7 @@ def manifest(reader: str, root: Path, out: Path) -> None:
 
     with on_ctrl_c(f"stopped before anything was written; {BEGINS_ANEW}"):
         counts = build_manifest(reader, root, out)
-    _print_counts(
+    print_counts(
         [
             ("read", counts.read, ""),
             ("kept", counts.kept, ", ".join(f"{number} {emotion}" for emotion, number in counts.emotions.items())),
@@ -56,7 +56,7 @@ def shard(recipe: ShardRecipe) -> None:
 
     with Progress() as progress:
         summary = pipeline.write_shards(job, show)
-    _print_counts(
+    print_counts(
         [
             ("inputs", summary.inputs, ""),
             ("written", summary.written, f"{summary.hours:.2f} h"),
@@ -68,7 +68,8 @@ def shard(recipe: ShardRecipe) -> None:
     print(recipe.out)
 
 
-def _print_counts(rows: Iterable[tuple[str, int, str]]) -> None:
+def print_counts(rows: Iterable[tuple[str, int, str]]) -> None:
+    """A small table: what, how many, and a note."""
     table = Table(box=None, show_header=False)
     for what, number, note in rows:
         table.add_row(what, str(number), note)

@@ -1,7 +1,8 @@
-"""The verbs under `shard` that look after sets which are there already: `verify`, `remove`."""
+"""The verbs under `shard` that need no recipe: `verify`, `index`, `remove`."""
 
 from __future__ import annotations
 
+from launcher.data import print_counts
 from launcher.errors import on_ctrl_c
 from launcher.progress import Progress
 
@@ -23,6 +24,29 @@ def verify(shards: str, fast: bool) -> int:
     hours = found.num_samples / SAMPLE_RATE / 3600
     print(f"{shards}: intact; {looked} of {found.shards} shards read, {hours:.2f} h, {found.bytes / 1e6:,.1f} MB")
     return 0
+
+
+def index(tars: list[str], out: str, corpus: str, licence: str | None) -> None:
+    """Makes the set over the tars, and prints what became of their samples."""
+    from shards.index_tars import index_tars
+
+    with on_ctrl_c("stopped; the same command goes on after the last finished tar"), Progress() as progress:
+
+        def show(done_bytes: int, total_bytes: int, samples: int) -> None:
+            progress.update("MB of tars", done_bytes // 10**6, -(-total_bytes // 10**6), f"{samples} samples")
+
+        indexed = index_tars(tars, out, corpus, licence, show)
+    print_counts(
+        [
+            ("samples", indexed.inputs, ""),
+            ("written", indexed.written, f"{indexed.hours:.2f} h"),
+            ("duplicates", indexed.duplicates, ""),
+            *(("rejected", number, reason) for reason, number in indexed.rejected.items()),
+        ]
+    )
+    if indexed.unknown_emotions:
+        print(f"{indexed.unknown_emotions} clips have an emotion label that is none of ours, and count as unlabelled")
+    print(f"{out}; to train on it, write continuations with a shard recipe that says `base: {out}`")
 
 
 def remove(shards: str, out: str, speaker: str | None, corpus: str | None) -> None:

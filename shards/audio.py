@@ -121,9 +121,9 @@ def _open(path: Path) -> int:
 
 
 @contextmanager
-def _sound(descriptor: int, path: Path) -> Iterator[soundfile.SoundFile]:
+def _sound(source: int | io.BytesIO, path: Path) -> Iterator[soundfile.SoundFile]:
     try:
-        with soundfile.SoundFile(descriptor, closefd=False) as file:
+        with soundfile.SoundFile(source, closefd=False) as file:
             yield file
     except (soundfile.LibsndfileError, TypeError, RuntimeError) as error:
         raise AudioError("unreadable", f"{path}: not an audio file that libsndfile can read ({error})") from None
@@ -234,3 +234,14 @@ def is_own_flac(data: bytes) -> bool:
     except (soundfile.LibsndfileError, RuntimeError):
         return False
     return found == ("FLAC", "PCM_16", SAMPLE_RATE, 1)
+
+
+def load_audio_bytes(data: bytes, name: str) -> NDArray[np.int16]:
+    """As `load_audio` of a whole file that holds `data`; `name` is for messages."""
+    with _sound(io.BytesIO(data), Path(name)) as file:
+        return _load(file, Path(name), 0.0, None, MAX_DURATION_S)
+
+
+def decode_audio(data: bytes) -> NDArray[np.int16]:
+    """The samples of an audio file of any common format at 16 kHz mono. Raises AudioError."""
+    return decode_flac(data) if is_own_flac(data) else load_audio_bytes(data, "the audio")

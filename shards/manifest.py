@@ -25,7 +25,7 @@ class Reject:
 
     `reason` is a code: bad_json, no_text, unknown_emotion, duplicate_id; of audio missing_audio, lfs_pointer,
     unreadable, empty_audio, span_past_end, too_short, too_long, nan, silent, decoder_crash, decoder_hang; of the LLM
-    llm_empty, llm_refusal. `detail` is a sentence.
+    llm_empty, llm_refusal; of samples in tars of others refused_member, ambiguous, too_large. `detail` is a sentence.
     """
 
     source: str

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.audio import AudioError, decode_flac
+from shards.audio import AudioError, decode_audio, decode_flac
 from shards.index import OWN_TAR, Description, Shard, missing, name_hash, read_rows
 from shards.sample import EMOTIONS, Utterance
 from shards.shard_set import StoredFile, audio_file, parse_record
@@ -156,7 +156,7 @@ class ShardCheck:
 
     def _check_audio(self, i: int, row: np.void, audio: bytes) -> None:
         try:
-            length = len(decode_flac(audio))
+            length = len(decode_flac(audio) if row["audio_file"] == OWN_TAR else decode_audio(audio))
         except AudioError as error:
             self._tell(f"the audio cannot be decoded ({error})", i)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.audio import AudioError, decode_flac
+from shards.audio import AudioError, decode_audio, decode_flac
 from shards.index import INDEX_ROW, OWN_TAR, AudioFile, Description, Shard, name_hash, read_description, read_index
 from shards.sample import Continuation, Utterance
 from shards.store import Range, Store, is_url, open_store
@@ -48,7 +49,8 @@ class StoredFile:
     name: str
 
     def __str__(self) -> str:
-        return self.name if self.name.startswith("/") else f"{self.store.url}/{self.name}"
+        path = f"{self.store.url}/{self.name}"
+        return path if is_url(path) else os.path.normpath(Path(self.store.url) / self.name)
 
 
 class ShardSet:
@@ -149,7 +151,7 @@ class ShardSet:
     def _decode(self, row: int, audio: bytes) -> NDArray[np.int16]:
         entry = self.rows[row]
         try:
-            samples = decode_flac(audio)
+            samples = decode_flac(audio) if entry["audio_file"] == OWN_TAR else decode_audio(audio)
         except AudioError as error:
             raise CorruptSample(f"{self.where(row)}: {error}") from None
         if len(samples) != entry["num_samples"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -86,3 +87,20 @@ def test_remove_says_what_was_proved_and_what_was_not(
     assert capsys.readouterr().err == f"blsp: {root}: no speaker 'ana'; there are for example 'anna'\n"
     assert blsp(monkeypatch, "shard", "remove", str(root), str(out)) == 2
     assert "say --speaker NAME, --corpus NAME, or both" in capsys.readouterr().err
+
+
+def test_index_makes_a_set_over_tars_and_says_how_to_train_on_it(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tars = [str(path) for path in sorted((root / "shards").iterdir())]
+    out = tmp_path / "over"
+    assert blsp(monkeypatch, "shard", "index", *tars, "--out", str(out), "--corpus", "calls", "--licence", "CC0") == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"samples +6\b", shown) and re.search(r"written +6\b", shown)
+    assert shown.splitlines()[-1].startswith(f"{out}; to train on it")
+    assert blsp(monkeypatch, "shard", "verify", str(out)) == 0
+    assert "intact; all 6 samples of 2 shards read" in capsys.readouterr().out
+    assert blsp(monkeypatch, "shard", "index", *tars, "--out", str(out), "--corpus", "walks") == 2
+    assert f"{out}: holds another shard set; choose another folder" in capsys.readouterr().err
+    assert blsp(monkeypatch, "shard", "index", __file__, "--out", str(tmp_path / "x"), "--corpus", "c") == 2
+    assert capsys.readouterr().err.startswith(f"blsp: {__file__}: not a tar")
