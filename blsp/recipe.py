@@ -301,10 +301,10 @@ class ShardRecipe(Section):
 
     kind: Literal["shard"]
     manifests: Listed[FilePath] = Field((), description="manifests to read (what `blsp manifest` wrote)")
-    base: FilePath | None = Field(
+    base: Location | None = Field(
         None, description="in place of manifests: a shard set that gets new continuations while its audio stays there"
     )
-    out: FilePath = Field(description="folder of the shard set")
+    out: Location = Field(description="where the shard set is made: a folder, or s3://bucket/prefix")
     writer: WriterSection
     clips_per_shard: PositiveInt = Field(1000, description="utterances per tar file")
     cpu_actors: PositiveInt | None = Field(None, description="processes that decode and encode audio; null: all cores")

@@ -18,7 +18,10 @@ Place = tuple[str | int, ...]
 
 
 class RecipeError(ValueError):
-    """One or more lines, each saying where and what."""
+    """One or more lines, each saying where and what; keys in a URL that they repeat are left out."""
+
+    def __init__(self, lines: str) -> None:
+        super().__init__(re.sub(r"://[^\s'\"]*@|\?X-Amz-[^\s'\"]*", "://...@", lines))
 
 
 class _Loader(yaml.SafeLoader):

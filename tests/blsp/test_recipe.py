@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from blsp.recipe import EvalRecipe, ShardRecipe, TrainRecipe
+from blsp.recipe import EvalRecipe, Location, ShardRecipe, TrainRecipe
 
 STAGE1: dict[str, Any] = {
     "kind": "train",
@@ -171,3 +171,19 @@ def test_systems_of_an_evaluation_are_told_apart_by_type_and_name() -> None:
     assert [system.type for system in EvalRecipe.model_validate(recipe).systems] == ["text", "speech"]
     with pytest.raises(ValidationError, match="two systems are named 'a'"):
         EvalRecipe.model_validate({**recipe, "systems": [systems[0], systems[0]]})
+
+
+@pytest.mark.parametrize("root", ["shards/one", "/data/shards", "s3://bucket/sets/one"])
+def test_a_location_is_a_folder_or_a_bucket_and_stays_text(root: str) -> None:
+    assert TypeAdapter(Location).validate_python(root) == root
+
+
+@pytest.mark.parametrize(
+    "root", ["s3://key:made-up-secret@bucket/x", "s3://b/x?made-up-secret", "gs://made-up-secret/x"]
+)
+def test_a_location_that_may_hold_a_secret_is_refused_without_repeating_it(root: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        TypeAdapter(Location).validate_python(root)
+    (detail,) = error.value.errors()
+    assert (detail["type"], "s3://bucket/prefix" in detail["msg"]) == ("location", True)
+    assert "made-up-secret" not in detail["msg"]

@@ -253,6 +253,30 @@ def test_an_error_in_an_override_is_reported_under_its_text(recipe_file: Path, o
     assert errors(recipe_file, GOOD, override)[0] == f"override {override!r}: {complaint}"
 
 
+SHARD = """\
+kind: shard
+manifests: [m.jsonl]
+out: s3://bucket/sets/one
+writer: {llm: some/llm, prompt: continue}
+"""
+
+
+def test_a_shard_set_can_be_made_in_a_bucket(recipe_file: Path) -> None:
+    recipe_file.write_text(SHARD, "utf-8")
+    assert load_kind(ShardRecipe, recipe_file).out == "s3://bucket/sets/one"
+    overlay = load_kind(ShardRecipe, recipe_file, ["manifests=[]", "base=s3://bucket/a", "out=here/b"])
+    assert (overlay.base, overlay.out) == ("s3://bucket/a", "here/b")
+
+
+@pytest.mark.parametrize("field", ["out", "base", "outt", "manifests", "cpu_actors", "out.x"])
+@pytest.mark.parametrize("url", ["s3://AKIA:sec/ret@bucket/x", "s3://bucket/x?X-Amz-Security-Token=sec/ret"])
+def test_keys_in_an_address_are_refused_and_not_printed(recipe_file: Path, field: str, url: str) -> None:
+    (*_, line) = errors(recipe_file, SHARD, f"{field}={url}")
+    assert line.startswith("override ")
+    (*_, in_file) = errors(recipe_file, SHARD + f"{field.replace('out.x', 'base')}: {url}\n")
+    assert not any(secret in text for secret in ("AKIA", "sec/ret") for text in (line, in_file))
+
+
 @pytest.mark.parametrize(
     ("adapter", "complaint"),
     [
