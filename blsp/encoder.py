@@ -15,7 +15,9 @@ from transformers import AutoConfig, PreTrainedModel, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from blsp.features import HOP, AudioWindow, log_mel, num_frames
+from blsp.lora import add_lora
 from blsp.packing import PackedConv1d, attention_implementation, bounds
+from blsp.recipe import EncoderLoraSection
 from blsp.wave_encoder import WAVE_MODELS, WaveEncoder, load_wave_encoder
 
 
@@ -57,6 +59,9 @@ class SpeechEncoder(nn.Module):
     def trainable(self) -> nn.ModuleDict:
         """What a stage may train, by name: all but the fixed position table."""
         return nn.ModuleDict({n: getattr(self.whisper, n) for n in ("conv1", "conv2", "layers", "layer_norm")})
+
+    # Linear layers whose weights are used without a call, which LoRA cannot reach.
+    uncalled: frozenset[str] = frozenset()
 
     @property
     def pretrained(self) -> PreTrainedModel:
@@ -117,3 +122,23 @@ def load_encoder(path: str, window: AudioWindow, dtype: torch.dtype, device: tor
             f"{model_type} model and hears the clip alone: set model.audio_window to exact"
         )
     return WaveEncoder(*load_wave_encoder(path, dtype, device))
+
+
+def add_encoder_lora(encoder: Encoder, section: EncoderLoraSection) -> nn.ModuleDict:
+    """Inject LoRA into an encoder; it acts on every clip. Returns the new layers.
+
+    Raises ValueError when no layer is named as the section says, or when a delta there would never be added.
+    """
+    unheard = encoder.uncalled & set(section.targets)
+    if unheard:
+        raise ValueError(
+            f"model.encoder_lora.targets: {', '.join(sorted(unheard))}: {encoder.pretrained.config.model_type}'s "
+            "attention reads the weights of these layers and never calls them, so that LoRA there would do nothing; "
+            "name others, as intermediate_dense and output_dense"
+        )
+    layers, gate = add_lora(
+        encoder.pretrained, rank=section.rank, alpha=section.alpha, dropout=section.dropout,
+        targets=list(section.targets), scope="all",
+    )  # fmt: skip
+    gate.open(torch.ones(1, 1, dtype=torch.bool))
+    return layers

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from blsp.adapter import make_adapter
-from blsp.encoder import Encoder, load_encoder
+from blsp.encoder import Encoder, add_encoder_lora, load_encoder
 from blsp.export import EXPORT_WEIGHTS, export_config
 from blsp.features import AudioWindow
 from blsp.lora import LoraGate, add_lora
@@ -69,9 +69,12 @@ class SpeechLM(nn.Module):
             {
                 "adapter": adapter.to(embeddings),
                 "classifier": nn.Linear(llm_width, len(EMOTIONS), bias=False).to(embeddings),
-                "encoder": encoder.trainable(),
             }
         )
+        if config.encoder_lora is None:
+            self.parts["encoder"] = encoder.trainable()
+        else:
+            self.parts["encoder_lora"] = add_encoder_lora(encoder, config.encoder_lora)
         self.gate = LoraGate("speech")
         if config.lora is not None:
             lora, self.gate = add_lora(
@@ -122,22 +125,13 @@ class SpeechLM(nn.Module):
                 f"{folder}: was trained with audio_window {exported['model']['audio_window']!r}, not "
                 f"{self.config.audio_window!r}; set model.audio_window to the former"
             )
-        # A window of the Q-Former, for one, or LoRA's alpha shows in the shape of no tensor.
-        then = ModelSection.model_validate({**exported["model"], "init": None})
-        here: dict[str, Section] = {"adapter": self.config.adapter}
-        if "lora" in exported["parts"] and self.config.lora is not None and then.lora is not None:
-            here["lora"] = self.config.lora.model_copy(update={"dropout": then.lora.dropout})
-        for name, section in here.items():
-            if section != getattr(then, name):
-                raise ValueError(
-                    f"{folder}: {name} does not fit this recipe's section model; set model.{name} to "
-                    f"{getattr(then, name).model_dump(mode='json')}"
-                )
         refuse_other_weights(exported["frozen"], self.frozen, str(folder))
         state = load_file(folder / EXPORT_WEIGHTS)
         for part in exported["parts"]:
             if part not in self.parts:
-                raise ValueError(f"{folder}: holds {part!r}, which this recipe has not; add the section model.{part}")
+                remedy = "remove model.encoder_lora" if part == "encoder" else f"add the section model.{part}"
+                raise ValueError(f"{folder}: holds {part!r}, which this recipe has not; {remedy}")
+            _refuse_other_section(folder, part, exported["model"], self.config)
             prefix = f"{part}."
             weights = {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
             try:
@@ -215,7 +209,7 @@ class SpeechLM(nn.Module):
         head = self.llm.get_output_embeddings()
         shift = _KL_SHIFT[stage.kl_shift]
         teacher = self._read(batch)[batch.text_rows + shift] if "kl" in stage.losses else None
-        with torch.set_grad_enabled("encoder" in stage.train):
+        with torch.set_grad_enabled(not {"encoder", "encoder_lora"}.isdisjoint(stage.train)):
             encoded, lengths = self.encoder(batch.waveform, batch.num_samples)
         speech, lengths = self.parts["adapter"](encoded, lengths)
         heard = self._listen(batch, speech)
@@ -326,6 +320,19 @@ def pack(waveforms: list[NDArray[np.int16]], device: torch.device) -> tuple[Tens
     """Clips end to end: int16 [sum N] and int64 [n]."""
     waveform = torch.from_numpy(np.concatenate(waveforms)).to(device)
     return waveform, torch.tensor([len(clip) for clip in waveforms], device=device)
+
+
+def _refuse_other_section(folder: Path, part: str, exported: dict[str, Any], config: ModelSection) -> None:
+    """A window of the Q-Former or the alpha of LoRA shows in the shape of no tensor. Dropout may change."""
+    before = ModelSection.model_validate({**exported, "init": None})
+    then, now = getattr(before, part, None), getattr(config, part, None)
+    if not isinstance(then, Section) or not isinstance(now, Section):
+        return
+    if then.model_dump(exclude={"dropout"}) != now.model_dump(exclude={"dropout"}):
+        raise ValueError(
+            f"{folder}: {part} does not fit this recipe's section model; set model.{part} to "
+            f"{then.model_dump(mode='json')}"
+        )
 
 
 def _load_template(llm: str, revision: str | None) -> ChatTemplate | None:

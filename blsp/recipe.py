@@ -29,7 +29,7 @@ from pydantic_core import PydanticCustomError
 from shards.object_store import parse_url
 from shards.store import is_url
 
-Module = Literal["adapter", "encoder", "lora", "classifier"]
+Module = Literal["adapter", "encoder", "encoder_lora", "lora", "classifier"]
 Problem = tuple[tuple[str, ...], str]  # where (a path of field names) and what is wrong with it, in words
 
 T = TypeVar("T")
@@ -134,6 +134,16 @@ class LoraSection(Section):
     )
 
 
+class EncoderLoraSection(Section):
+    rank: PositiveInt = Field(16, description="rank of the low-rank matrices")
+    alpha: PositiveFloat = Field(16.0, description="the delta is scaled by alpha / rank")
+    dropout: float = Field(0.05, ge=0, lt=1, description="dropout on the input of the delta")
+    targets: NonEmpty[Text] = Field(
+        ("q_proj", "k_proj", "v_proj", "out_proj"),
+        description="names of the linear layers of each block that get a delta",
+    )
+
+
 class ModelSection(Section):
     llm: Text = Field(description="the chat LLM: a folder or a hub id")
     encoder: Text = Field(description="the Whisper, WavLM or HuBERT whose encoder hears: a folder or a hub id")
@@ -146,6 +156,7 @@ class ModelSection(Section):
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="number format of every part")
     adapter: _Adapter = ConvSection()
     lora: LoraSection | None = Field(None, description="LoRA on the LLM; null for none")
+    encoder_lora: EncoderLoraSection | None = Field(None, description="LoRA on the encoder; null for none")
     init: FilePath | None = Field(
         None, description="run folder of the earlier stage, whose export this run starts from"
     )
@@ -266,20 +277,26 @@ class TrainRecipe(Section):
         for module in self.optim.lr:
             if module not in self.stage.train:
                 yield ("optim", "lr", module), f"{module!r} does not train; remove the rate or add it to stage.train"
-        if "lora" in self.stage.train and self.model.lora is None:
+        for name, section in (("lora", self.model.lora), ("encoder_lora", self.model.encoder_lora)):
+            if name in self.stage.train and section is None:
+                yield (
+                    ("model", name),
+                    f"stage.train names {name}; add the section model.{name} (rank, alpha) or remove it there",
+                )
+            if section is not None and name not in self.stage.train and self.model.init is None:
+                yield ("model", name), f"nothing trains it; add '{name}' to stage.train or remove model.{name}"
+        if self.model.encoder_lora is not None and "encoder" in self.stage.train:
             yield (
-                ("model", "lora"),
-                "stage.train names lora; add the section model.lora (rank, alpha) or remove it there",
+                ("stage", "train"),
+                "an encoder with LoRA stays as it is; take 'encoder' out, or remove model.encoder_lora",
             )
-        if self.model.lora is not None and "lora" not in self.stage.train and self.model.init is None:
-            yield ("model", "lora"), "nothing trains it; add 'lora' to stage.train or remove model.lora"
         if self.model.init is not None and self.model.init == self.run:
             yield (
                 ("model", "init"),
                 "is the run folder itself; name the folder of the earlier stage, or another for run",
             )
         for part in self.engine.gradient_checkpointing:
-            if part == "encoder" and "encoder" not in self.stage.train:
+            if part == "encoder" and not {"encoder", "encoder_lora"} & set(self.stage.train):
                 yield (
                     ("engine", "gradient_checkpointing"),
                     "the encoder is frozen: nothing to recompute; remove 'encoder'",

@@ -86,6 +86,12 @@ class WaveEncoder(nn.Module):
         )
 
     @property
+    def uncalled(self) -> frozenset[str]:
+        """Linear layers whose weights are used without a call, which LoRA cannot reach."""
+        wavlm = self.model.config.model_type == "wavlm"
+        return frozenset({"q_proj", "k_proj", "v_proj", "out_proj"} if wavlm else ())
+
+    @property
     def pretrained(self) -> PreTrainedModel:
         """transformers' model."""
         return self.model

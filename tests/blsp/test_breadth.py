@@ -25,6 +25,7 @@ PAIRS: dict[str, tuple[dict[str, Any], WavLMConfig | HubertConfig]] = {
         {"type": "qformer", "window": 7, "queries": 2, "hidden": 8, "heads": 2}, WavLMConfig(**WAVE_SIZES, **LARGE)
     ),
     "conv": ({"type": "conv", "bottleneck": 8, "kernels": [3, 5]}, HubertConfig(**WAVE_SIZES)),
+    "encoder_lora": ({"type": "conv", "bottleneck": 8}, HubertConfig(**WAVE_SIZES, **LARGE)),
 }  # fmt: skip
 every_pair = pytest.mark.parametrize("name", PAIRS)
 
@@ -46,7 +47,13 @@ def world(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
     for name, (adapter, encoder) in PAIRS.items():
         folder = make_wave_encoder(root / f"encoder_{name}", encoder)
         shared["model"] = model_section(llm_folder, folder, lora=LORA, adapter=adapter).model_dump(mode="json")
-        jobs.append(job(world.recipe(name)))
+        recipe = world.recipe(name)
+        if name == "encoder_lora":
+            recipe["model"] = {**recipe["model"], "encoder_lora": LORA}
+            trained = [{"encoder": "encoder_lora"}.get(part, part) for part in STAGE_2.train]
+            recipe["stage"] = {**recipe["stage"], "train": trained}
+            recipe["optim"] = {**recipe["optim"], "lr": dict.fromkeys(trained, 1e-3)}
+        jobs.append(job(recipe))
     results = trainings(world, 2, jobs)
     assert [[result["error"] for result in rank] for rank in results] == [[None] * len(jobs)] * 2, results
     return world
@@ -76,9 +83,24 @@ def test_its_export_loads_strictly_and_answers_clips_together_as_alone(world: Wo
     np.testing.assert_allclose(model.classify(clips), alone, atol=1e-5)
 
 
-def test_another_adapter_than_the_exports_is_refused_with_the_exports(world: World) -> None:
-    model = recipe_of(world, "qformer").model
-    other = {**model.adapter.model_dump(), "window": 9}  # shows in the shape of no tensor
-    section = ModelSection.model_validate({**model.model_dump(), "adapter": other, "init": world.root / "qformer"})
-    with pytest.raises(ValueError, match=r"adapter does not fit .*; set model\.adapter to .*'window': 7"):
-        SpeechLM.build(section, CPU)
+@pytest.mark.parametrize(
+    ("name", "part", "change", "complaint"),
+    [
+        ("qformer", "adapter", {"window": 9}, r"adapter does not fit .*; set model\.adapter to .*'window': 7"),
+        ("conv", "lora", {"alpha": 9.0}, r"lora does not fit .*; set model\.lora to .*'alpha': 8"),
+        ("encoder_lora", "encoder_lora", {"alpha": 9.0}, r"set model\.encoder_lora to .*'alpha': 8"),
+    ],
+)
+def test_a_number_that_shows_in_no_tensor_must_be_as_it_was_exported(
+    world: World, name: str, part: str, change: dict[str, Any], complaint: str
+) -> None:
+    model = recipe_of(world, name).model.model_dump()
+    other = {**model, part: {**model[part], **change}, "init": world.root / name}
+    with pytest.raises(ValueError, match=complaint):
+        SpeechLM.build(ModelSection.model_validate(other), CPU)
+
+
+def test_an_encoder_that_trained_cannot_be_given_lora(world: World) -> None:
+    model = {**recipe_of(world, "conv").model.model_dump(), "encoder_lora": LORA, "init": world.root / "conv"}
+    with pytest.raises(ValueError, match=r"holds 'encoder', which this recipe has not; remove model\.encoder_lora"):
+        SpeechLM.build(ModelSection.model_validate(model), CPU)

@@ -100,6 +100,7 @@ def test_the_resolved_recipe_reads_back_equal(recipe: dict[str, Any]) -> None:
         (STAGE1, "model.adapter", {"kernels": [5, 4]}, "model.adapter.conv.kernels", "must all be odd"),
         (STAGE1, "model.adapter", {"type": "qformer", "heads": 5}, "model.adapter.qformer.heads", "a multiple"),
         (STAGE2, "model.lora", None, "model.lora", "add the section model.lora"),
+        (STAGE2, "model.encoder_lora", {"rank": 4}, "stage.train", "take 'encoder' out"),
         (STAGE2, "stage.losses", {"ce": 1}, "stage.train", "stage.losses.emotion"),
         (STAGE2, "stage.losses", {"emotion": 1}, "stage.train", "add the loss kl or ce"),
     ],

@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, HubertConfig, Wav2Vec2FeatureExtractor, WavLMConfig
 
-from blsp.encoder import load_encoder
+from blsp.encoder import add_encoder_lora, load_encoder
 from blsp.features import AudioWindow
 from blsp.model import pack
+from blsp.recipe import EncoderLoraSection
 from blsp.wave_encoder import WaveEncoder
 from tests.blsp.tiny import CPU, WAVE_SIZES, clip, make_wave_encoder
 
@@ -63,7 +64,7 @@ def test_gradients_do_not_depend_on_the_neighbours_and_reach_all_that_trains(fol
     names = dict(parts.named_parameters())
     for name, a, b in zip(names, whole, torch.autograd.grad(apart, [*parts.parameters()]), strict=True):
         assert a.any(), name
-        assert (a - b).norm() <= 1e-4 * b.norm() + 1e-6, name
+        assert (a - b).norm() <= 1e-5 * b.norm() + 3e-6, name  # of k_proj's bias it is 0
 
 
 def test_training_mode_draws_no_random_numbers(folder: Path) -> None:
@@ -108,3 +109,20 @@ def test_a_batch_norm_is_refused(tmp_path: Path) -> None:
     folder = make_wave_encoder(tmp_path / "hubert", HubertConfig(**WAVE_SIZES, conv_pos_batch_norm=True))
     with pytest.raises(ValueError, match="batch norm, through which clips would change one another"):
         wave_encoder(folder)
+
+
+def test_lora_acts_on_hubert_and_is_refused_where_wavlm_would_not_hear_it(tmp_path: Path, wavlm: Path) -> None:
+    hubert = wave_encoder(make_wave_encoder(tmp_path / "hubert", *FORMS["hubert_base"]))
+    heard = pack([clip(8000)], CPU)
+    before, _ = hubert(*heard)
+    layers = add_encoder_lora(hubert, EncoderLoraSection(rank=2))
+    assert len(layers) == 2 * 4
+    assert torch.equal(hubert(*heard)[0], before)  # new
+    for name in layers:
+        unmoved, _ = hubert(*heard)
+        torch.nn.init.normal_(layers[name]["B"].weight)
+        assert not torch.equal(hubert(*heard)[0], unmoved), name
+    with pytest.raises(ValueError, match=r"targets: k_proj, q_proj: wavlm's attention reads .* would do nothing"):
+        add_encoder_lora(wave_encoder(wavlm), EncoderLoraSection(targets=("q_proj", "k_proj", "output_dense")))
+    layers = add_encoder_lora(wave_encoder(wavlm), EncoderLoraSection(targets=("intermediate_dense", "output_dense")))
+    assert len(layers) == 2 * 2

@@ -190,8 +190,8 @@ def test_all_errors_come_at_once_each_with_its_line(recipe_file: Path) -> None:
             "recipe.yaml:5: model.encodr: unknown key (nearest: encoder)",
             "recipe.yaml:3: model.encoder: is missing: the Whisper, WavLM or HuBERT whose encoder "
             "hears: a folder or a hub id",
-            "recipe.yaml:7: stage.train.0: 'adaptor' is not one of adapter, encoder, lora, classifier "
-            "(nearest: adapter)",
+            "recipe.yaml:7: stage.train.0: 'adaptor' is not one of adapter, encoder, encoder_lora, lora, "
+            "classifier (nearest: adapter)",
             "recipe.yaml:12: data.zero_stage: unknown key here; it belongs at engine.zero_stage",
             "recipe.yaml:10: data.clips_per_step: is missing: clips per optimizer step, as an expectation",
             "recipe.yaml:16: optim.epochs: should be a valid integer, got 'one'",
