@@ -303,6 +303,11 @@ class TrainRecipe(Section):
                 )
 
 
+class TeacherSection(Section):
+    top_k: PositiveInt = Field(32, description="likeliest tokens kept of each distribution; 6 bytes each")
+    temperatures: NonEmpty[PositiveFloat] = Field((1.0, 2.0), description="what stage.kl_temperature may then be")
+
+
 class WriterSection(Section):
     llm: Text = Field(description="the chat LLM that writes the continuations: a folder or a hub id")
     revision: str | None = Field(None, description="hub revision; null for the newest")
@@ -311,6 +316,9 @@ class WriterSection(Section):
     )
     max_new_tokens: PositiveInt = Field(48, description="a longer continuation is cut and teaches no end of turn")
     batch_size: PositiveInt = Field(32, description="utterances per generation batch")
+    teacher: TeacherSection | None = Field(
+        None, description="keep what the LLM predicts at each response token in the shards; null for not"
+    )
 
 
 class ShardRecipe(Section):

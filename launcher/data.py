@@ -32,7 +32,9 @@ def manifest(reader: str, root: Path, out: Path) -> None:
 def shard(recipe: ShardRecipe) -> None:
     """Writes the shard set, or what is missing of it, and prints what became of the clips."""
     from shards import pipeline
+    from shards.teacher import TeacherSpec
 
+    asked = recipe.writer.teacher
     job = pipeline.ShardJob(
         manifests=recipe.manifests,
         base=recipe.base,
@@ -42,6 +44,7 @@ def shard(recipe: ShardRecipe) -> None:
         prompt=recipe.writer.prompt,
         max_new_tokens=recipe.writer.max_new_tokens,
         batch_size=recipe.writer.batch_size,
+        teacher=None if asked is None else TeacherSpec(asked.top_k, asked.temperatures),
         clips_per_shard=recipe.clips_per_shard,
         cpu_actors=recipe.cpu_actors,
         llm_actors=recipe.llm_actors,

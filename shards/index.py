@@ -23,11 +23,13 @@ from numpy.typing import DTypeLike, NDArray
 
 from shards.sample import EMOTIONS, is_unicode
 from shards.store import Store
+from shards.teacher import TeacherSpec
 
 FORMAT = 2
 OWN_TAR = -1  # as `audio_file`: the audio lies in the tar that the row is the index of
 MAX_RECORD_BYTES = 256 * 2**10
 MAX_AUDIO_BYTES = 64 * 2**20
+MAX_TEACHER_BYTES = 64 * 2**20
 INDEX_ROW = np.dtype(
     [
         ("id_hash", "<u8"),  # name_hash of the utterance's id; keys every random draw
@@ -35,6 +37,7 @@ INDEX_ROW = np.dtype(
         ("audio_file", "<i4"),  # OWN_TAR, or a position in `audio_files` of dataset.json
         ("audio_offset", "<u8"), ("audio_size", "<u4"), ("audio_crc32", "<u4"), ("num_samples", "<u4"),
         ("json_offset", "<u8"), ("json_size", "<u4"), ("json_crc32", "<u4"),
+        ("teacher_size", "<u4"), ("teacher_crc32", "<u4"),  # the file behind the record's, if there is one: else 0
         ("emotion", "i1"),  # position in EMOTIONS, -1 for none
     ]
 )  # fmt: skip
@@ -42,6 +45,7 @@ INDEX_ROW = np.dtype(
 _DATASET = "dataset.json"
 _MAX_DATASET_BYTES = 256 * 2**20
 _NPY_HEADER_BYTES = 4096
+_MAX_TOP_K = 4096
 _BLOCK = 512  # of a tar: before each file there is one
 _MAX_NUMBER = 2**62  # so that sums of sizes and offsets fit into 64 bits
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}")
@@ -95,13 +99,15 @@ class AudioAt:
 
 @dataclass(frozen=True)
 class Description:
-    """What of dataset.json reading depends on. `prompt` is None for a set without continuations."""
+    """What of dataset.json reading depends on. `prompt` is None for a set without continuations, `teacher` for one
+    without the LLM's distributions."""
 
     dataset_id: str
     prompt: str | None
     corpora: tuple[str, ...]
     shards: tuple[Shard, ...]
     audio_files: tuple[AudioFile, ...]
+    teacher: TeacherSpec | None = None
 
 
 def dataset_id(shards: list[Shard]) -> str:
@@ -156,7 +162,17 @@ def _parse(record: dict[str, Any]) -> Description:
     files = tuple(AudioFile(_typed(file, "path", str), _typed(file, "bytes", int)) for file in record["audio_files"])
     corpora = tuple(dict.fromkeys(_typed(corpus, "corpus", str) for corpus in record["corpora"]))
     prompt = None if record["prompt"] is None else _typed(record, "prompt", str)
-    return Description(_typed(record, "dataset_id", str), prompt, corpora, shards, files)
+    teacher = _teacher(record.get("teacher"))
+    return Description(_typed(record, "dataset_id", str), prompt, corpora, shards, files, teacher)
+
+
+def _teacher(record: Any) -> TeacherSpec | None:
+    if record is None:
+        return None
+    top_k, temperatures = _typed(record, "top_k", int), record["temperatures"]
+    if top_k > _MAX_TOP_K or not all(isinstance(t, int | float) for t in temperatures[:_MAX_TOP_K]):
+        raise ValueError("the teacher's top_k or temperatures are no such numbers")
+    return TeacherSpec(top_k, tuple(map(float, temperatures[:_MAX_TOP_K])))
 
 
 def _typed(record: Any, key: str, kind: type) -> Any:
@@ -175,9 +191,9 @@ def encode_array(array: NDArray[np.void]) -> bytes:
     return content.getvalue()
 
 
-def decode_array(data: bytes, dtype: DTypeLike, num_rows: int) -> NDArray[np.void]:
-    """The array of an .npy file. Raises ValueError when it is not one of that type and length; nothing is unpickled,
-    and no memory is taken for what a header only claims."""
+def decode_array(data: bytes, dtype: DTypeLike, num_rows: int | None) -> NDArray[np.void]:
+    """The array of an .npy file (`num_rows=None`: of any length). Raises ValueError when it is not one of that type and
+    length; nothing is unpickled, and no memory is taken for what a header only claims."""
     file = io.BytesIO(data)
     try:
         if np.lib.format.read_magic(file) != (1, 0):
@@ -185,11 +201,12 @@ def decode_array(data: bytes, dtype: DTypeLike, num_rows: int) -> NDArray[np.voi
         shape, _, found = np.lib.format.read_array_header_1_0(file)
     except Exception as error:  # numpy's parser has many ways to say that this is no header
         raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from None
-    if found != dtype or shape != (num_rows,):
-        raise ValueError(f"{found.itemsize}-byte rows of shape {str(shape)[:40]}, expected {num_rows} rows")
+    if found != dtype or len(shape) != 1 or (num_rows is not None and shape != (num_rows,)):
+        expected = "" if num_rows is None else f"{num_rows} "
+        raise ValueError(f"{found.itemsize}-byte rows of shape {str(shape)[:40]}, expected {expected}rows")
     content = data[file.tell() :]
-    if len(content) != num_rows * found.itemsize:
-        raise ValueError(f"{len(content)} bytes for {num_rows} rows of {found.itemsize}")
+    if len(content) != shape[0] * found.itemsize:
+        raise ValueError(f"{len(content)} bytes for {str(shape[0])[:40]} rows of {found.itemsize}")
     return np.frombuffer(bytearray(content), found)
 
 
@@ -231,6 +248,20 @@ def missing(store: Store, name: str) -> ValueError:
     return ValueError(f"{store.url}/{name}: is missing; copy the shard set again, or make it again")
 
 
+def teacher_offset(rows: NDArray[np.void] | np.void) -> NDArray[np.uint64]:
+    """Where the teacher's file begins, of rows that have one: behind the record and its own header."""
+    blocks = (rows["json_size"].astype(np.uint64) + np.uint64(2 * _BLOCK - 1)) // np.uint64(_BLOCK)
+    offset: NDArray[np.uint64] = rows["json_offset"] + blocks * np.uint64(_BLOCK)
+    return offset
+
+
+def record_end(rows: NDArray[np.void] | np.void) -> NDArray[np.uint64]:
+    """Where the last file of each row ends."""
+    with_teacher, without = teacher_offset(rows) + rows["teacher_size"], rows["json_offset"] + rows["json_size"]
+    end: NDArray[np.uint64] = np.where(rows["teacher_size"] > 0, with_teacher, without)
+    return end
+
+
 def _check_rows(rows: NDArray[np.void], shard: Shard, audio_files: tuple[AudioFile, ...]) -> None:
     sizes = np.array([*(file.bytes for file in audio_files), shard.bytes], np.uint64)  # OWN_TAR is the last
     inside = (rows["audio_file"] >= OWN_TAR) & (rows["audio_file"] < len(audio_files))
@@ -238,12 +269,13 @@ def _check_rows(rows: NDArray[np.void], shard: Shard, audio_files: tuple[AudioFi
     inside &= rows["json_offset"] < np.uint64(_MAX_NUMBER)
     file_sizes = sizes[np.where(inside, rows["audio_file"], OWN_TAR)]
     inside &= rows["audio_offset"] + rows["audio_size"] <= file_sizes
-    inside &= rows["json_offset"] + rows["json_size"] <= np.uint64(shard.bytes)
+    inside &= record_end(rows) <= np.uint64(shard.bytes)
     inside &= rows["json_offset"] >= _BLOCK
     own, audio_end = rows["audio_file"] == OWN_TAR, rows["audio_offset"] + rows["audio_size"]
     side_by_side = (rows["json_offset"] >= audio_end) & (rows["json_offset"] < audio_end + np.uint64(2 * _BLOCK))
     inside &= ~own | ((rows["audio_offset"] >= _BLOCK) & side_by_side)  # they are read as one
     inside &= (rows["audio_size"] <= MAX_AUDIO_BYTES) & (rows["json_size"] <= MAX_RECORD_BYTES)
+    inside &= rows["teacher_size"] <= MAX_TEACHER_BYTES
     inside &= (rows["emotion"] >= -1) & (rows["emotion"] < len(EMOTIONS)) & (rows["num_samples"] > 0)
     if not inside.all():
         raise ValueError(f"row {int(np.argmin(inside))} points outside of its file")

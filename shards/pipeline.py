@@ -30,6 +30,7 @@ from shards.prompts import PROMPTS, TRAINED_UNDER
 from shards.report import Speed, write_report
 from shards.store import Store, open_store
 from shards.tasks import DUPLICATES, Commit, NoSpaceError, Task, read_commits, remove_strays
+from shards.teacher import TeacherSpec
 from shards.writers import TransformersWriter, Writer, model_fingerprint
 
 _SPARE = 1.2
@@ -50,6 +51,7 @@ class ShardJob:
     prompt: str = "continue"
     max_new_tokens: int = 48
     batch_size: int = 32
+    teacher: TeacherSpec | None = None
     clips_per_shard: int = 1000
     cpu_actors: int | None = None
     llm_actors: int = 1
@@ -268,6 +270,7 @@ class _Run:
             "format": FORMAT,
             **dataclasses.asdict(summary),
             "prompt": self._job.prompt,
+            "teacher": None if self._job.teacher is None else dataclasses.asdict(self._job.teacher),
             "writers": sorted({commit.writer for commit in commits if commit.writer}),
             "corpora": [{"corpus": name, "licence": licence, "clips": n} for (name, licence), n in by_name],
             "versions": {package: importlib.metadata.version(package) for package in _PACKAGES},
@@ -300,6 +303,7 @@ def _claim(job: ShardJob, store: Store, inputs: Inputs) -> None:
         "prompt": job.prompt,
         "wording": [wording.system, wording.instruction],
         "max_new_tokens": job.max_new_tokens,
+        "teacher": None if job.teacher is None else [job.teacher.top_k, list(job.teacher.temperatures)],
     }
     if "job.json" in store.names("") and store.names("commits"):
         before = json.loads(store.read("job.json"))

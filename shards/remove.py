@@ -174,7 +174,8 @@ def _part(
                 audio = encode_flac(shard_set.audio(row))
                 reencoded += 1
             licences[utterance.corpus, utterance.licence] += 1
-            tar.add(utterance, continuation, audio, int(shard_set.rows["num_samples"][row]))
+            teacher = shard_set.teacher_bytes(row)
+            tar.add(utterance, continuation, audio, int(shard_set.rows["num_samples"][row]), teacher)
 
     shard = new.write_shard(number, fill)
     if shard is not None:
@@ -222,6 +223,7 @@ def _about(
         "rejected": {"removed": removed},
         "duplicates": 0,
         "prompt": prompt,
+        "teacher": record.get("teacher"),
         "writers": record.get("writers", []),
         "corpora": [
             {"corpus": c, "licence": licence, "clips": n} for (c, licence), n in sorted(licences.items(), key=str)

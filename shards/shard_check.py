@@ -14,7 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.audio import AudioError, decode_audio, decode_flac
-from shards.index import OWN_TAR, Description, Shard, missing, name_hash, read_rows
+from shards.index import (
+    OWN_TAR,
+    Description,
+    Shard,
+    decode_array,
+    missing,
+    name_hash,
+    read_rows,
+    record_end,
+    teacher_offset,
+)
 from shards.sample import EMOTIONS, Utterance
 from shards.shard_set import StoredFile, audio_file, parse_record
 from shards.store import Store
@@ -125,6 +135,7 @@ class ShardCheck:
                 utterance = self._parse(row, record)
             except ValueError as error:
                 self._tell(str(error), i)
+        self._check_teacher(i, row, _content(data, row, "teacher", begin))
         audio = self._audio(i, row, data, begin)
         if audio is not None:
             self._check_audio(i, row, audio)
@@ -163,6 +174,18 @@ class ShardCheck:
             if length != row["num_samples"]:
                 self._tell(f"the audio has {length} samples, the index says {row['num_samples']}", i)
 
+    def _check_teacher(self, i: int, row: np.void, data: bytes) -> None:
+        spec = self.description.teacher
+        if (spec is None) != (not row["teacher_size"]):
+            self._tell("dataset.json and the index do not agree on whether there is a teacher's file", i)
+        elif zlib.crc32(data) != row["teacher_crc32"]:
+            self._tell("the teacher's file fails its checksum", i)
+        elif spec is not None:
+            try:
+                decode_array(data, spec.row, None)
+            except ValueError as error:
+                self._tell(f"the teacher's file cannot be read ({error})", i)
+
     def _parse(self, row: np.void, data: bytes) -> Utterance:
         """Raises ValueError when an intact record does not parse or is not what its row and dataset.json say."""
         utterance, continuation = parse_record(data)
@@ -181,8 +204,12 @@ class ShardCheck:
         return utterance
 
 
+def _offset(row: np.void, part: str) -> int:
+    return int(teacher_offset(row) if part == "teacher" else row[f"{part}_offset"])
+
+
 def _content(data: bytes, row: np.void, part: str, begin: int) -> bytes:
-    offset = int(row[f"{part}_offset"]) - begin
+    offset = _offset(row, part) - begin
     return data[offset : offset + int(row[f"{part}_size"])]
 
 
@@ -191,8 +218,10 @@ def _frame_faults(data: bytes, row: np.void, begin: int, key: str) -> Iterator[s
     members = [("json", "json", "record")]
     if row["audio_file"] == OWN_TAR:
         members.insert(0, ("audio", "flac", "audio"))
+    if row["teacher_size"]:
+        members.append(("teacher", "teacher.npy", "teacher's file"))
     for part, suffix, what in members:
-        offset, size = int(row[f"{part}_offset"]) - begin, int(row[f"{part}_size"])
+        offset, size = _offset(row, part) - begin, int(row[f"{part}_size"])
         if data[offset - BLOCK : offset] != member_header(f"{key}.{suffix}", size):
             yield f"the tar's header of the {what} is damaged"
         if data[offset + size : offset + padded(size)].strip(b"\0"):
@@ -212,4 +241,4 @@ def _record_begin(row: np.void) -> int:
 
 def _end(row: np.void) -> int:
     """Where the next row begins."""
-    return int(row["json_offset"]) + padded(int(row["json_size"]))
+    return padded(int(record_end(row)))

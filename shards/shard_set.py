@@ -15,7 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.audio import AudioError, decode_audio, decode_flac
-from shards.index import INDEX_ROW, OWN_TAR, AudioFile, Description, Shard, name_hash, read_description, read_index
+from shards.index import (
+    INDEX_ROW,
+    OWN_TAR,
+    AudioFile,
+    Description,
+    Shard,
+    decode_array,
+    name_hash,
+    read_description,
+    read_index,
+    record_end,
+    teacher_offset,
+)
 from shards.sample import Continuation, Utterance
 from shards.store import Range, Store, is_url, open_store
 
@@ -34,11 +46,13 @@ class CorruptSample(ValueError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One utterance with what the LLM wrote for it. `waveform` is int16 [num_samples] at 16 kHz."""
+    """One utterance with what the LLM wrote for it. `waveform` is int16 [num_samples] at 16 kHz, `teacher` the rows of
+    a TeacherSpec, one per response token, where they were asked for."""
 
     utterance: Utterance
     continuation: Continuation
     waveform: NDArray[np.int16]
+    teacher: NDArray[np.void] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +79,7 @@ class ShardSet:
         self.url = ", ".join(store.url for store in stores)
         self.dataset_id = "+".join(description.dataset_id for description in descriptions)
         self.prompt = descriptions[0].prompt
+        self.teacher = descriptions[0].teacher
         self.corpora = {name: name_hash(name) for description in descriptions for name in description.corpora}
         self.shards: list[tuple[Store, Shard]] = []
         self._audio_files: list[StoredFile] = []
@@ -74,6 +89,11 @@ class ShardSet:
                 raise ValueError(
                     f"{store.url}: its continuations were written under {description.prompt!r}, those of "
                     f"{stores[0].url} under {self.prompt!r}; only sets of one prompt can be read together"
+                )
+            if description.teacher != self.teacher:
+                raise ValueError(
+                    f"{store.url}: its teacher is {description.teacher}, that of {stores[0].url} {self.teacher}; only "
+                    "sets written alike can be read together"
                 )
             for shard, index in zip(description.shards, _indexes(store, description), strict=True):
                 parts.append(np.empty(shard.rows, _ROW))
@@ -104,12 +124,12 @@ class ShardSet:
             raise sample
         return sample
 
-    def read_many(self, rows: Sequence[int]) -> list[Sample | CorruptSample]:
+    def read_many(self, rows: Sequence[int], with_teacher: bool = False) -> list[Sample | CorruptSample]:
         """The samples of several rows, fetched together; a corrupt one is returned, not raised.
 
         Raises OSError when a store cannot be read, and ValueError for a set without continuations.
         """
-        return [self._sample(row, audio, record) for row, (audio, record) in zip(rows, self._fetch(rows), strict=True)]
+        return [self._sample(row, *parts) for row, parts in zip(rows, self._fetch(rows, with_teacher), strict=True)]
 
     def record(self, row: int) -> tuple[Utterance, Continuation | None]:
         """The sample without its audio. Raises as `read`."""
@@ -130,23 +150,35 @@ class ShardSet:
         self._check(row, data, "audio")
         return data
 
+    def teacher_bytes(self, row: int) -> bytes:
+        """The sample's `key.teacher.npy`; empty where there is none. Raises as `read`."""
+        entry = self.rows[row]
+        size, offset = int(entry["teacher_size"]), int(teacher_offset(entry))
+        (data,) = self._read_ranges([(self._tar(row), offset, size)])
+        self._check(row, data, "teacher")
+        return data
+
     def where(self, row: int) -> str:
         """The tar and the row within it, for messages."""
         return f"{self._tar(row)} row {row - int(np.searchsorted(self.rows['shard'], self.rows[row]['shard']))}"
 
-    def _sample(self, row: int, audio: bytes, record: bytes) -> Sample | CorruptSample:
+    def _sample(self, row: int, audio: bytes, record: bytes, teacher: bytes) -> Sample | CorruptSample:
         try:
             try:
                 self._check(row, audio, "audio")
                 utterance, continuation = self._parse(row, record)
+                if teacher:
+                    self._check(row, teacher, "teacher")
             except CorruptSample:  # once more, alone: a network can garble what the disk holds intact
                 audio, (utterance, continuation) = self.audio_bytes(row), self.record(row)
+                teacher = self.teacher_bytes(row) if teacher else b""
             waveform = self._decode(row, audio)
+            predicted = self._decode_teacher(row, teacher) if teacher else None
         except CorruptSample as error:
             return error
         if continuation is None:
             raise ValueError(no_continuations(self.url))
-        return Sample(utterance, continuation, waveform)
+        return Sample(utterance, continuation, waveform, predicted)
 
     def _decode(self, row: int, audio: bytes) -> NDArray[np.int16]:
         entry = self.rows[row]
@@ -160,6 +192,14 @@ class ShardSet:
             )
         return samples
 
+    def _decode_teacher(self, row: int, data: bytes) -> NDArray[np.void]:
+        if self.teacher is None:
+            raise CorruptSample(f"{self.where(row)}: dataset.json knows of no teacher")
+        try:
+            return decode_array(data, self.teacher.row, None)
+        except ValueError as error:
+            raise CorruptSample(f"{self.where(row)}: the teacher's file cannot be read ({error})") from None
+
     def _parse(self, row: int, data: bytes) -> tuple[Utterance, Continuation | None]:
         self._check(row, data, "json")
         try:
@@ -168,29 +208,32 @@ class ShardSet:
             raise CorruptSample(f"{self.where(row)}: {error}") from None
 
     def _check(self, row: int, data: bytes, part: str) -> None:
-        what = {"audio": "audio", "json": "record"}[part]
+        what = {"audio": "audio", "json": "record", "teacher": "teacher's file"}[part]
         if len(data) != self.rows[row][f"{part}_size"]:
             raise CorruptSample(f"{self.where(row)}: the file ends inside the {what}")
         if zlib.crc32(data) != self.rows[row][f"{part}_crc32"]:
             raise CorruptSample(f"{self.where(row)}: the {what} fails its checksum")
 
-    def _fetch(self, rows: Sequence[int]) -> Iterator[tuple[bytes, bytes]]:
-        """(audio, record) of each row; one range for both where they lie side by side."""
+    def _fetch(self, rows: Sequence[int], with_teacher: bool) -> Iterator[tuple[bytes, bytes, bytes]]:
+        """(audio, record, teacher or nothing) of each row; one range for all that lie side by side."""
         ranges: list[tuple[StoredFile, int, int]] = []
         for row in rows:
             (file, start, size), (tar, json_start, json_size) = self._audio_range(row), self._json_range(row)
+            end = int(record_end(self.rows[row])) if with_teacher else json_start + json_size
             if file == tar:
-                ranges.append((file, start, json_start + json_size - start))
+                ranges.append((file, start, end - start))
             else:
-                ranges += [(file, start, size), (tar, json_start, json_size)]
+                ranges += [(file, start, size), (tar, json_start, end - json_start)]
         data = iter(self._read_ranges(ranges))
         for row in rows:
             entry, first = self.rows[row], next(data)
             if entry["audio_file"] == OWN_TAR:
                 json_start = int(entry["json_offset"]) - int(entry["audio_offset"])
-                yield first[: entry["audio_size"]], first[json_start:]
+                audio, rest = first[: entry["audio_size"]], first[json_start:]
             else:
-                yield first, next(data)
+                audio, rest = first, next(data)
+            teacher = rest[int(teacher_offset(entry) - entry["json_offset"]) :] if with_teacher else b""
+            yield audio, rest[: entry["json_size"]], teacher
 
     def _read_ranges(self, ranges: Sequence[tuple[StoredFile, int, int]]) -> list[bytes]:
         by_store: dict[str, list[int]] = {}

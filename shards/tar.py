@@ -77,9 +77,17 @@ class TarShard:
             os.fsync(file.fileno())
 
     def add(
-        self, utterance: Utterance, continuation: Continuation | None, audio: bytes | AudioAt, num_samples: int
+        self,
+        utterance: Utterance,
+        continuation: Continuation | None,
+        audio: bytes | AudioAt,
+        num_samples: int,
+        teacher: bytes = b"",
     ) -> None:
-        """Append `key.flac` (if `audio` is a FLAC file) and `key.json`. `num_samples` are at 16 kHz."""
+        """Append `key.flac` (if `audio` is a FLAC file), `key.json` and `key.teacher.npy` (if there is one).
+
+        `num_samples` are at 16 kHz.
+        """
         key, record = sample_key(utterance.id), encode_record(utterance, continuation)
         parts: list[bytes] = []
         offset = self._file.size + BLOCK
@@ -88,13 +96,18 @@ class TarShard:
             audio = AudioAt(OWN_TAR, offset, len(audio), zlib.crc32(audio))
             offset += padded(audio.size) + BLOCK
         parts += _member(f"{key}.json", record)
+        end = offset + padded(len(record))
+        if teacher:
+            parts += _member(f"{key}.teacher.npy", teacher)
+            end += BLOCK + padded(len(teacher))
         self._file.write(b"".join(parts))
-        assert self._file.size == offset + padded(len(record))
+        assert self._file.size == end
         self._rows.append(
             (
                 name_hash(utterance.id), name_hash(utterance.corpus), name_hash(utterance.speaker),
                 audio.file, audio.offset, audio.size, audio.crc32, num_samples,
                 offset, len(record), zlib.crc32(record),
+                len(teacher), zlib.crc32(teacher),
                 -1 if utterance.emotion is None else EMOTIONS.index(utterance.emotion),
             )
         )  # fmt: skip

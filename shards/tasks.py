@@ -29,6 +29,7 @@ from shards.manifest import Reject, write_rejects
 from shards.prompts import PROMPTS
 from shards.sample import Continuation, Utterance
 from shards.store import Store
+from shards.teacher import TeacherSpec
 from shards.tokens import TOKEN_COUNTS, count_tokens, tokens_file
 from shards.writers import Request, Writer, drop_reason
 
@@ -58,11 +59,15 @@ class Task:
 @dataclass(frozen=True)
 class Answers:
     """What the LLM wrote to `requests(clips, prompt)`, and TOKEN_COUNTS of each under the template of that fingerprint;
-    None of a writer that has no tokenizer."""
+    None of a writer that has no tokenizer.
+
+    `teachers` are the `key.teacher.npy` of each, where the job asks for them.
+    """
 
     continuations: list[Continuation]
     template: str | None = None
     tokens: NDArray[np.void] | None = None
+    teachers: list[bytes] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +118,9 @@ def requests(clips: Iterable[Clip], prompt: str) -> list[Request]:
     return [Request(utterance.text, utterance.emotion, prompt) for utterance in usable]
 
 
-def answer(writer: Writer, clips: Iterable[Clip], prompt: str) -> Answers:
-    """Has the continuations of a task written and, while their tokenizer is at hand, counts their tokens."""
+def answer(writer: Writer, clips: Iterable[Clip], prompt: str, teacher: TeacherSpec | None = None) -> Answers:
+    """Has the continuations of a task written and, while their LLM is at hand, counts their tokens and keeps what it
+    predicts for them."""
     asked = requests(clips, prompt)
     continuations = writer.write(asked)
     template = writer.template
@@ -123,7 +129,8 @@ def answer(writer: Writer, clips: Iterable[Clip], prompt: str) -> Answers:
     tokens = np.empty(len(asked), TOKEN_COUNTS)
     for i, (request, continuation) in enumerate(zip(asked, continuations, strict=True)):
         tokens[i] = count_tokens(template, request.text, continuation)
-    return Answers(continuations, template.fingerprint, tokens)
+    teachers = [encode_array(rows) for rows in writer.teach(asked, continuations, teacher)] if teacher else None
+    return Answers(continuations, template.fingerprint, tokens, teachers)
 
 
 def read_commit(store: Store, number: int) -> Commit | None:
@@ -258,10 +265,10 @@ def _fill(
                 fault = Reject(utterance.id, audio.reason, str(audio))
             elif reason := drop_reason(continuation.text):
                 fault = Reject(utterance.id, reason, f"the LLM wrote {continuation.text!r}")
-            elif isinstance(audio, EncodedClip):
-                shard.add(utterance, continuation, audio.flac, audio.num_samples)
             else:
-                shard.add(utterance, continuation, audio.at, audio.num_samples)
+                content = audio.flac if isinstance(audio, EncodedClip) else audio.at
+                teacher = answers.teachers[number] if answers.teachers else b""
+                shard.add(utterance, continuation, content, audio.num_samples, teacher)
             if fault is None:
                 kept.append((utterance, number))
             number += 1

@@ -14,8 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from shards.prompts import PROMPTS, ChatTemplate
 from shards.sample import Continuation
+from shards.teacher import TeacherSpec
 
 _SAMPLED_BYTES = 2**20  # of either end of a weight file: enough to tell two trainings apart, whatever its size
 _REFUSALS = (
@@ -50,6 +54,12 @@ class Writer(Protocol):
 
     def write(self, requests: Sequence[Request]) -> list[Continuation]:
         """One continuation per request, in order; the text may be empty."""
+        ...
+
+    def teach(
+        self, requests: Sequence[Request], continuations: Sequence[Continuation], spec: TeacherSpec
+    ) -> list[NDArray[np.void]]:
+        """What the LLM predicts at each response token of each continuation: rows of `spec.row`."""
         ...
 
 
@@ -140,6 +150,52 @@ class TransformersWriter:
             for request in requests
             for text, finished in [texts[request]]
         ]
+
+    def teach(
+        self, requests: Sequence[Request], continuations: Sequence[Continuation], spec: TeacherSpec
+    ) -> list[NDArray[np.void]]:
+        """What the LLM predicts at each response token of each continuation: rows of `spec.row`, in order."""
+        prompts = [self._prompt_ids(request) for request in requests]
+        responses = [self.template.response(c.text, c.finished) for c in continuations]
+        taught = [np.empty(0, spec.row) for _ in requests]
+        by_length = sorted((i for i, response in enumerate(responses) if response), key=lambda i: len(prompts[i]))
+        for start in range(0, len(by_length), self._batch_size):
+            batch = by_length[start : start + self._batch_size]
+            rows = self._predict([prompts[i] for i in batch], [responses[i] for i in batch], spec)
+            for i, predicted in zip(batch, rows, strict=True):
+                taught[i] = predicted
+        return taught
+
+    def _predict(
+        self, prompts: list[list[int]], responses: list[list[int]], spec: TeacherSpec
+    ) -> list[NDArray[np.void]]:
+        """The rows of one batch, padded on the left, so that all responses end together."""
+        import torch
+
+        texts = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
+        width, longest = max(map(len, texts)), max(map(len, responses))
+        pad = self.template.end_of_turn_id
+        ids = torch.tensor([[pad] * (width - len(text)) + text for text in texts], device=self._device)
+        lengths = torch.tensor([len(text) for text in texts], device=self._device)
+        mask = torch.arange(width, device=self._device) >= (width - lengths)[:, None]
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        taught = []
+        with torch.inference_mode():
+            output = self._model(
+                input_ids=ids, attention_mask=mask.long(), position_ids=positions, logits_to_keep=longest + 1
+            )
+            for logits, response in zip(output.logits, responses, strict=True):
+                kept = logits[-len(response) - 1 : -1].float()  # the row before a token predicts it
+                kept = kept - kept.amax(1, keepdim=True)
+                top = kept.topk(min(spec.top_k, kept.shape[1]), dim=1)
+                rows = np.zeros(len(response), spec.row)
+                rows["logits"] = -np.inf  # of the places that a small vocabulary leaves free
+                rows["ids"][:, : top.indices.shape[1]] = top.indices.cpu().numpy()
+                rows["logits"][:, : top.values.shape[1]] = top.values.cpu().numpy()
+                for i, temperature in enumerate(spec.temperatures):
+                    rows["log_z"][:, i] = (kept / temperature).logsumexp(1).cpu().numpy()
+                taught.append(rows)
+        return taught
 
     def _prompt_ids(self, request: Request) -> list[int]:
         emotion = request.emotion if "{emotion}" in PROMPTS[request.prompt].instruction else None

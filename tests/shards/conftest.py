@@ -90,12 +90,16 @@ def make_shards(echo: Callable[[ShardJob], Writer], monkeypatch: pytest.MonkeyPa
         writer, read_clips, store = load_writer(job), job.clip_reader(), open_store(job.out)
         for task in tasks:
             clips = read_clips(task)
-            yield write_task(store, task, clips, job.prompt, answer(writer, clips, job.prompt))
+            yield write_task(store, task, clips, job.prompt, answer(writer, clips, job.prompt, job.teacher))
 
-    def make(job: ShardJob, on_progress: Callable[[Progress], None] = lambda progress: None) -> Summary:
+    def make(
+        job: ShardJob,
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+        load_writer: Callable[[ShardJob], Writer] = echo,
+    ) -> Summary:
         with monkeypatch.context() as patch:
             patch.setattr(pipeline, "run_tasks", run_here)
-            return pipeline.write_shards(job, on_progress, echo)
+            return pipeline.write_shards(job, on_progress, load_writer)
 
     return make
 
