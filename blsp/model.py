@@ -25,7 +25,8 @@ from blsp.lora import LoraGate, add_lora
 from blsp.losses import Losses, continuation_ce, continuation_kl, emotion_ce
 from blsp.packing import attention_implementation, bounds
 from blsp.provenance import frozen_weights, refuse_other_weights
-from blsp.recipe import ModelSection, Section, StageSection
+from blsp.recipe import ModelSection, StageSection
+from blsp.section import Section
 from shards.collate import Batch
 from shards.prompts import ChatTemplate
 from shards.sample import EMOTIONS

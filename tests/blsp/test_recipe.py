@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from blsp.recipe import EvalRecipe, Location, ShardRecipe, TrainRecipe
+from blsp.recipe import EvalRecipe, ShardRecipe, TrainRecipe
+from blsp.section import Location
 
 STAGE1: dict[str, Any] = {
     "kind": "train",
