@@ -275,6 +275,7 @@ def _os_error(error: Exception, url: str) -> OSError:
     """Its errno decides if the action is worth another attempt."""
     status, code = _answer(error)
     kind = type(error).__name__
+    said = str(status) if code in ("", str(status)) else f"{status} {code}"
     if status is None and isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
         # Of a local file, or of s3fs itself.
         return type(error)(error.errno or errno.ENOENT, error.strerror or "there is no such object", url)
@@ -291,15 +292,13 @@ def _os_error(error: Exception, url: str) -> OSError:
     if status == 404:
         return FileNotFoundError(errno.ENOENT, "there is no such object", url)
     if (status >= 500 and status != 501) or status in _PASSING or code in _PASSING_CODES:
-        return OSError(errno.EIO, f"the store answers {status} {code}; it is overloaded or broken", url)
+        return OSError(errno.EIO, f"the store answers {said}; it is overloaded or broken", url)
     if status in (401, 403):
         return PermissionError(
             errno.EACCES,
-            f"the store refuses ({status} {code}); check your keys and what they may do in this bucket",
+            f"the store refuses ({said}); check your keys and what they may do in this bucket",
             url,
         )
     if status == 412:
         return FileExistsError(errno.EEXIST, "there is such an object already", url)
-    return OSError(
-        errno.EINVAL, f"the store refuses the request ({status} {code}); check the region and AWS_ENDPOINT_URL", url
-    )
+    return OSError(errno.EINVAL, f"the store refuses the request ({said}); check the region and AWS_ENDPOINT_URL", url)

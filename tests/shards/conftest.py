@@ -130,7 +130,8 @@ def s3_server() -> Iterator[S3Server]:
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         patch.setattr(object_store, "_filesystems", {})
-        object_store._filesystem().mkdir(BUCKET)
+        if not object_store._filesystem().exists(BUCKET):  # what moto holds outlives a server
+            object_store._filesystem().mkdir(BUCKET)
         yield server
     server.stop()
 

@@ -83,6 +83,8 @@ def failing(status: str, times: float, matching: str = "") -> Fault:
             raise ConnectionResetError
         environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         answer(status, [("Content-Type", "application/xml")])
+        if environ["REQUEST_METHOD"] == "HEAD":
+            return [b""]
         code = status.split(" ", 1)[1].replace(" ", "")
         key = environ.get("HTTP_AUTHORIZATION", "")  # as some stores do, the answer repeats what it was asked with
         return [f"<Error><Code>{code}</Code><Message>refused: {key}</Message></Error>".encode()]

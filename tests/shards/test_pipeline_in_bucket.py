@@ -7,14 +7,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
 from shards.pipeline import Progress, ShardJob, Summary
 from shards.shard_set import ShardSet
 from shards.store import open_store
+from shards.tasks import Commit, answer, write_task
+from shards.writers import Writer
 from tests.shards.s3_server import ROOT, S3Server, failing
 
 Make = Callable[..., Summary]
@@ -50,6 +54,29 @@ def test_stopped_in_a_bucket_it_goes_on_there(s3: S3Server, job: ShardJob, make_
     local = make_shards(job)
     assert make_shards(replace(job, out=ROOT)) == local
     assert sum(method == "PUT" and path.endswith(".tar") for method, path, _ in s3.requests) == 3
+    assert content(ROOT) == content(job.out)
+
+
+def test_of_two_hosts_at_the_same_shards_each_commit_is_made_once(
+    s3: S3Server, job: ShardJob, make_shards: Make, echo: Callable[[ShardJob], Writer]
+) -> None:
+    bucket_job = replace(job, out=ROOT)
+    tasks, start = bucket_job.inputs().tasks, Barrier(2)
+
+    def host(_: int) -> list[Commit]:
+        writer, read_clips, mine = echo(bucket_job), bucket_job.clip_reader(), open_store(ROOT)
+        commits = []
+        for task in tasks:
+            clips = read_clips(task)
+            answers = answer(writer, clips, job.prompt)
+            start.wait()
+            commits.append(write_task(mine, task, clips, job.prompt, answers))
+        return commits
+
+    with ThreadPoolExecutor(2) as hosts:
+        one, other = hosts.map(host, range(2))
+    assert one == other
+    assert make_shards(bucket_job) == make_shards(job)
     assert content(ROOT) == content(job.out)
 
 
