@@ -298,6 +298,7 @@ def one_rank(world: World, two_ranks: object) -> list[dict[str, Any]]:
         job(world.recipe("other_ranks")),
         job(world.recipe("locked")),
         job(single, plant=str(world.root / "it_ran")),
+        job({**single, "model": {**single["model"], "audio_window": "tail:0.5"}}),
     ]
     with folder_lock(world.root / "locked"):
         (results,) = trainings(world, 1, jobs)
@@ -313,6 +314,11 @@ def test_one_rank_logs_the_losses_of_two(world: World, one_rank: Any) -> None:
 def test_a_changed_recipe_is_refused_with_the_field(one_rank: Any) -> None:
     assert one_rank[1]["error"] == "ValueError"
     assert "belongs to another recipe (optim.lr.lora: 0.001 -> 0.005); undo the change" in one_rank[1]["message"]
+
+
+def test_another_audio_window_than_the_checkpoints_is_refused(one_rank: Any) -> None:
+    assert one_rank[5]["error"] == "ValueError"
+    assert "belongs to another recipe (model.audio_window: exact -> tail:0.5); undo" in one_rank[5]["message"]
 
 
 def test_another_number_of_ranks_is_refused(one_rank: Any) -> None:

@@ -7,14 +7,13 @@ are about 5, rows of the losses up to 10. What ranks do to it is in test_ranks.p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import HubertConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, WavLMConfig
+from transformers import HubertConfig, PreTrainedTokenizerFast, WavLMConfig
 
 from blsp.model import SpeechLM
 from blsp.run import Stage
@@ -22,7 +21,17 @@ from shards.audio import SAMPLE_RATE
 from shards.collate import Batch, Collator
 from shards.sample import EMOTIONS, Continuation, Utterance
 from shards.shard_set import Sample
-from tests.blsp.tiny import ALL_AT_ONCE, CPU, LORA, WAVE_SIZES, clip, make_encoder, make_wave_encoder, model_section
+from tests.blsp.tiny import (
+    ALL_AT_ONCE,
+    CPU,
+    LORA,
+    WAVE_SIZES,
+    clip,
+    make_encoder,
+    make_loud_llm,
+    make_wave_encoder,
+    model_section,
+)
 
 CLOSE = 1e-5
 WHISPER = None
@@ -42,23 +51,9 @@ every_mix = pytest.mark.parametrize(("form", "seed"), MIXES)
 
 
 @pytest.fixture(scope="module")
-def llm(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Qwen2 of large random weights: its attention looks somewhere, its logits differ."""
-    folder = tmp_path_factory.mktemp("strong_llm")
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=False, initializer_range=0.2,
-        eos_token_id=tokenizer.eos_token_id, bos_token_id=None, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    Qwen2ForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def models(llm: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, SpeechLM]:
+def models(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> dict[str, SpeechLM]:
     """One model of each form, as if all its parts had trained."""
+    llm = make_loud_llm(tokenizer, tmp_path_factory.mktemp("llm"))
     made = {}
     for name, (window, wave, adapter, *_) in FORMS.items():
         folder = tmp_path_factory.mktemp(name)

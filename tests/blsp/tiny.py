@@ -12,7 +12,17 @@ import numpy as np
 import soundfile
 import torch
 from numpy.typing import NDArray
-from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel, WhisperConfig
+from transformers import (
+    HubertConfig,
+    HubertModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Wav2Vec2FeatureExtractor,
+    WavLMConfig,
+    WavLMModel,
+    WhisperConfig,
+)
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from blsp.recipe import ModelSection, StageSection
@@ -71,6 +81,19 @@ def make_wave_encoder(folder: Path, config: HubertConfig | WavLMConfig, normalis
     return folder
 
 
+def make_loud_llm(tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
+    """A Qwen2 of large random weights: its attention looks somewhere, its logits differ by about 5."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=False, initializer_range=0.2,
+        eos_token_id=tokenizer.eos_token_id, bos_token_id=None, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 class Echo:
     """A writer that continues every text with itself and with the label it was told."""
 
@@ -85,15 +108,17 @@ class Echo:
         ]
 
 
-def make_shards(root: Path, prompt: str, num_clips: int) -> Path:
-    """A shard set of clips of 0.3 to 1 s with all five emotions, written by the pipeline's own tasks but not by Ray."""
+def make_shards(root: Path, prompt: str, num_clips: int, unlabelled: int = 0) -> Path:
+    """A shard set of clips of 0.3 to 1 s with all five emotions, the first ones without; written by the pipeline's own
+    tasks but not by Ray."""
     random = np.random.default_rng(7)
     root.mkdir(parents=True)
     lines = []
     for i in range(num_clips):
         soundfile.write(root / f"{i:02d}.wav", clip(int(random.uniform(4800, 16000)), i), 16000)
         text = f"Sentence {i}" + " and so on" * (i % 3)
-        lines.append(json.dumps({"audio": f"{i:02d}.wav", "text": text, "emotion": EMOTIONS[i % 5]}))
+        label = {"emotion": EMOTIONS[i % 5]} if i >= unlabelled else {}
+        lines.append(json.dumps({"audio": f"{i:02d}.wav", "text": text, **label}))
     (root / "clips.jsonl").write_text("\n".join(lines))
     build_manifest("jsonl", root / "clips.jsonl", root / "manifest.jsonl")
     (root / "llm").mkdir()
