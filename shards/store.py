@@ -175,8 +175,8 @@ class FolderStore:
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
             os.link(temporary, final)  # fails if somebody was faster; a rename would replace what they wrote
-        except FileExistsError:
-            return False
+        except FileExistsError:  # over NFS also ours, when the first answer was lost and the question asked again
+            return temporary.stat().st_nlink > 1
         finally:
             temporary.unlink(missing_ok=True)
         sync_folder(final.parent)
@@ -189,14 +189,15 @@ class FolderStore:
         sync_folder(final.parent)
 
     def names(self, folder: str) -> list[str]:
-        try:
-            return sorted(path.name for path in self._path(folder).iterdir() if path.is_file())
-        except FileNotFoundError:
-            return []
+        return self._list(folder, Path.is_file)
 
     def folders(self, folder: str) -> list[str]:
+        return self._list(folder, Path.is_dir)
+
+    def _list(self, folder: str, is_kind: Callable[[Path], bool]) -> list[str]:
+        path = self._path(folder)
         try:
-            return sorted(path.name for path in self._path(folder).iterdir() if path.is_dir())
+            return retried(lambda: sorted(entry.name for entry in path.iterdir() if is_kind(entry)), str(path))
         except FileNotFoundError:
             return []
 

@@ -115,6 +115,21 @@ def test_of_many_that_create_a_file_one_is_first(folder: FolderStore) -> None:
     assert list(folder.scratch().iterdir()) == []
 
 
+def test_a_creation_whose_answer_was_lost_is_known_for_ours(
+    folder: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def link_twice(source: Path, target: Path) -> None:  # as an NFS client whose first request got no answer
+        link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", link_twice)
+    assert folder.create("commit", b"ours")
+    assert not folder.create("commit", b"second")
+    assert folder.read("commit") == b"ours"
+
+
 def test_files_are_put_listed_and_deleted(folder: FolderStore, tmp_path: Path) -> None:
     local = folder.scratch() / "attempt"
     local.write_bytes(b"tar")
