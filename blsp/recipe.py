@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, NonNegativeInt, PositiveFloat, PositiveInt, Tag
 
-from blsp.section import FilePath, Listed, Location, NonEmpty, Problem, Section, Text
+from blsp.data_section import DataSection
+from blsp.section import FilePath, Listed, Location, NonEmpty, Pair, Problem, Section, Text
 
 Module = Literal["adapter", "encoder", "encoder_lora", "lora", "classifier"]
 
@@ -146,18 +147,10 @@ class StageSection(Section):
             yield ("train",), "lora learns only through the LLM's output; add the loss kl or ce, or remove lora"
 
 
-class DataSection(Section):
-    shards: FilePath = Field(description="shard set to learn from (what `blsp shard` wrote)")
-    clips_per_step: float = Field(ge=1, description="clips per optimizer step, as an expectation")
-    micro_batches: PositiveInt = Field(24, description="equal parts of a step that the ranks take in turn")
-    num_workers: NonNegativeInt = Field(0, description="reader processes per rank; 0 reads in the training process")
-    seed: NonNegativeInt = Field(1, description="fixes the order of clips, dropout and new weights")
-
-
 class OptimSection(Section):
     lr: dict[Module, PositiveFloat] = Field(description="peak learning rate of each module that trains")
     weight_decay: float = Field(0.05, ge=0)
-    betas: tuple[float, float] = Field((0.9, 0.999), strict=False, description="AdamW's decay rates")
+    betas: Pair = Field((0.9, 0.999), description="AdamW's decay rates")
     clip_norm: PositiveFloat = Field(1.0, description="the gradient's norm is clipped to it")
     schedule: Literal["linear", "cosine"] = Field("linear", description="how the rate falls to 0 after the warm-up")
     warmup_steps: NonNegativeInt = Field(description="steps over which the rate rises to its peak")
@@ -212,7 +205,7 @@ class TrainRecipe(Section):
     """One stage of training, into one run folder."""
 
     kind: Literal["train"]
-    run: FilePath = Field(description="run folder: checkpoints, export, log.jsonl, tensorboard, recipe.json")
+    run: FilePath = Field(description="run folder: checkpoints, export, log.jsonl, tensorboard, recipe.json, plan.json")
     model: ModelSection
     stage: StageSection
     data: DataSection

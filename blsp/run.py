@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,13 @@ from blsp.tracking import Tracker
 from cluster.files import write_atomically
 from cluster.ports import free_port
 from shards.audio import SAMPLE_RATE
+from shards.augment import Augment
 from shards.collate import Batch, Collator
+from shards.mixture import Mixture
 from shards.plan import Plan
 from shards.reader import Reader
 from shards.shard_set import ShardSet
+from shards.sizes import Caps, CostWeights
 from shards.tokens import token_counts
 
 OnStep = Callable[[int, int, str], None]  # steps done, steps in all, a few words
@@ -123,23 +127,7 @@ def prepare(recipe: TrainRecipe, device: torch.device, on_step: OnStep) -> Run:
     model = SpeechLM.build(recipe.model, device)
     _checkpoint_activations(model, recipe.engine.gradient_checkpointing)
     stage = Stage(model, recipe.stage)
-    shard_set = ShardSet.open(recipe.data.shards)
-    _refuse_long_clips(model, shard_set, recipe.data.shards)
-    # Rank 0 first: it leaves the counts for the others.
-    together(lambda: token_counts(shard_set, model.template))
-    counts = token_counts(shard_set, model.template)
-    collator = Collator(
-        model.template,
-        model.num_speech_tokens,
-        tasks={str(name): share for name, share in recipe.stage.prompts.items()},
-        with_teacher="kl" in recipe.stage.losses,
-    )
-    sizes = collator.sizes(shard_set.rows["num_samples"], counts, model.encoder.window.padded)
-    plan = Plan(
-        sizes, dataset_id=shard_set.dataset_id, seed=recipe.data.seed, clips_per_step=recipe.data.clips_per_step,
-        micro_batches=recipe.data.micro_batches,
-    )  # fmt: skip
-    reader = Reader(shard_set, plan, collator, rank=rank, world_size=world, num_workers=recipe.data.num_workers)
+    shard_set, plan, reader = _data(recipe, model)
     groups = [
         {"name": name, "params": list(stage.parts[name].parameters()), "lr": lr, "peak_lr": lr}
         for name, lr in recipe.optim.lr.items()
@@ -153,7 +141,7 @@ def prepare(recipe: TrainRecipe, device: torch.device, on_step: OnStep) -> Run:
     engine, *_ = deepspeed.initialize(model=stage, optimizer=optimizer, config=zero.config(recipe, world))
     engine.train()
     model.train()
-    total = recipe.optim.steps or sum(plan.num_steps(epoch) for epoch in range(recipe.optim.epochs or 0))
+    total = _total_steps(recipe, plan)
     if recipe.optim.warmup_steps >= total:
         raise ValueError(
             f"optim.warmup_steps = {recipe.optim.warmup_steps}, but the run has only {total} steps; warm up for fewer"
@@ -167,13 +155,65 @@ def prepare(recipe: TrainRecipe, device: torch.device, on_step: OnStep) -> Run:
     return run
 
 
-def _refuse_long_clips(model: SpeechLM, shard_set: ShardSet, path: Path) -> None:
+def _data(recipe: TrainRecipe, model: SpeechLM) -> tuple[ShardSet, Plan, Reader]:
+    """The shards, a plan of them that keeps to its caps to the run's end, and this rank's share of it."""
+    data = recipe.data
+    shard_set = ShardSet.open(*data.shards)
+    _refuse_long_clips(model, shard_set)
+    # Rank 0 first: it leaves the counts for the others.
+    together(lambda: token_counts(shard_set, model.template))
+    collator = Collator(
+        model.template,
+        model.num_speech_tokens,
+        tasks={str(name): share for name, share in recipe.stage.prompts.items()},
+        with_teacher="kl" in recipe.stage.losses,
+    )
+    counts = token_counts(shard_set, model.template)
+    rows = shard_set.rows
+    plan = Plan(
+        collator.sizes(rows["num_samples"], counts, model.encoder.window.padded),
+        dataset_id=shard_set.dataset_id, seed=data.seed,
+        clips_per_step=data.clips_per_step, micro_batches=data.micro_batches,
+        weights=CostWeights(**data.cost.model_dump()), caps=Caps(**data.caps.model_dump()),
+        mixture=Mixture(rows["corpus"], shard_set.corpora, data.mixture, data.seed) if data.mixture else None,
+    )  # fmt: skip
+    _refuse_other_plans(plan, shard_set)
+    plan.check(-(-_total_steps(recipe, plan) // plan.num_steps(0)))
+    if dist.get_rank() == 0:
+        summary = plan.summary()
+        print(f"plan: {summary}", flush=True)
+        content = {**plan.state(0), "first_epoch": asdict(summary)}
+        write_atomically(recipe.run / "plan.json", json.dumps(content, indent=1).encode())
+    reader = Reader(
+        shard_set, plan, collator, rank=dist.get_rank(), world_size=dist.get_world_size(),
+        num_workers=data.num_workers, augment=Augment(**data.augment.model_dump()) if data.augment else None,
+    )  # fmt: skip
+    return shard_set, plan, reader
+
+
+def _total_steps(recipe: TrainRecipe, plan: Plan) -> int:
+    return recipe.optim.steps or sum(plan.num_steps(epoch) for epoch in range(recipe.optim.epochs or 0))
+
+
+def _refuse_other_plans(plan: Plan, shard_set: ShardSet) -> None:
+    """Ranks never talk about the data, so they must begin with the same."""
+    hashes: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(hashes, plan.hash)
+    for rank, plan_hash in enumerate(hashes):
+        if plan_hash != hashes[0]:
+            raise ValueError(
+                f"{shard_set.url}: rank {rank} has read another set there than rank 0, or another tokenizer (plan "
+                f"{plan_hash}, not {hashes[0]}); give all hosts the same files"
+            )
+
+
+def _refuse_long_clips(model: SpeechLM, shard_set: ShardSet) -> None:
     limit = model.encoder.max_samples
     too_long = shard_set.rows["num_samples"] > limit
     if too_long.any():
         raise ValueError(
-            f"{path}: {too_long.sum()} clips are longer than the {limit / SAMPLE_RATE:.1f} s that the encoder hears "
-            f"with audio_window {model.config.audio_window!r}; shard them again without, or change the window"
+            f"{shard_set.url}: {too_long.sum()} clips are longer than the {limit / SAMPLE_RATE:.1f} s that the encoder "
+            f"hears with audio_window {model.config.audio_window!r}; shard them again without, or change the window"
         )
 
 
@@ -202,7 +242,7 @@ def _resume(run: Run) -> None:
         for change in checkpoint.changed_fields(before[key], now[key], f"{key}.")
     ]
     if changes or state.plan_hash != run.plan.hash:
-        what = "; ".join(changes) or f"the shard set {run.recipe.data.shards}"
+        what = "; ".join(changes) or f"the shard set {', '.join(run.recipe.data.shards)}"
         raise ValueError(f"{newest} belongs to another recipe ({what}); undo the change or choose another run folder")
     checkpoint.load(run.engine, newest)
     run.step = state.step

@@ -19,6 +19,7 @@ FilePath = Annotated[Path, Field(strict=False)]  # strict pydantic takes no text
 Listed = Annotated[tuple[T, ...], Field(strict=False)]  # nor a list for a tuple
 NonEmpty = Annotated[tuple[T, ...], Field(strict=False, min_length=1)]
 Text = Annotated[str, Field(min_length=1)]
+Pair = Annotated[tuple[float, float], Field(strict=False)]
 
 
 def _checked_location(root: str) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 from shards.audio import SAMPLE_RATE
 from shards.prompts import PROMPTS, TRAINED_UNDER, ChatTemplate
 from shards.sample import EMOTIONS
-from shards.shard_set import Sample
+from shards.shard_set import CorruptSample, Sample
 from shards.sizes import Sizes
 
 TASKS = (*TRAINED_UNDER.values(), "identify")
@@ -56,6 +56,7 @@ class Batch:
     emotion: Tensor  # int64 [n]; IGNORED_EMOTION for none
     step_response_tokens: int
     step_labelled: int
+    unreadable: list[str]  # about each clip in whose place is a filler: which, and why
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch on another device."""
@@ -149,15 +150,20 @@ class Collator:
         return Sizes(heard, tokens, teacher_tokens, responses)
 
     def __call__(
-        self, samples: Sequence[Sample | None], tasks: Sequence[str], step_response_tokens: int, step_labelled: int
+        self,
+        read: Sequence[Sample | CorruptSample],
+        tasks: Sequence[str],
+        step_response_tokens: int,
+        step_labelled: int,
     ) -> Batch:
-        """One micro-batch. None stands for a clip that could not be read: a silent filler of weight 0 takes its place.
+        """One micro-batch. A silent filler of weight 0 takes the place of a clip that could not be read.
 
-        With no samples at all the batch is one filler. Raises ValueError when a continuation was written for another
+        With no clips at all the batch is one filler. Raises ValueError when a continuation was written for another
         task than the clip's.
         """
-        samples, tasks = (samples, tasks) if samples else ([None], [self.tasks[0]])
-        sequences = [self._sequence(sample, task) for sample, task in zip(samples, tasks, strict=True)]
+        samples = [None if isinstance(sample, CorruptSample) else sample for sample in read] or [None]
+        tasks = tasks or [self.tasks[0]]
+        sequences = self._sequences(samples, tasks)
         waveforms = [np.zeros(_FILLER_SAMPLES, np.int16) if s is None else s.waveform for s in samples]
         student = _pack([(sequence.student, sequence.response) for sequence in sequences])
         taught = sequences if self._with_teacher else []
@@ -185,9 +191,21 @@ class Collator:
             emotion=torch.tensor([_emotion_id(sample) for sample in samples]),
             step_response_tokens=step_response_tokens,
             step_labelled=step_labelled,
+            unreadable=[str(sample) for sample in read if isinstance(sample, CorruptSample)],
         )
 
-    def _sequence(self, sample: Sample | None, task: str) -> _Sequence:
+    def _sequences(self, samples: Sequence[Sample | None], tasks: Sequence[str]) -> list[_Sequence]:
+        given = [sample for sample in samples if sample is not None]
+        texts = [sample.continuation.text for sample in given]
+        if self._with_teacher:
+            texts += [sample.utterance.text for sample in given]
+        ids = iter(self.template.encode_all(texts))
+        responses = [next(ids) if sample is not None else [] for sample in samples]
+        transcripts = [next(ids) if sample is not None and self._with_teacher else [] for sample in samples]
+        return [self._sequence(*parts) for parts in zip(samples, tasks, responses, transcripts, strict=True)]
+
+    def _sequence(self, sample: Sample | None, task: str, response: list[int], transcript: list[int]) -> _Sequence:
+        """The sequence of one clip, or of a filler; `response` is without its end of turn."""
         template = self.template
         prefix, suffix = template.prefix(task), template.suffix()
         num_slots = self._num_speech_tokens(_FILLER_SAMPLES if sample is None else len(sample.waveform))
@@ -205,8 +223,9 @@ class Collator:
                 f"{utterance.id}: its continuation was written under {continuation.prompt!r}, not for {task!r}"
             )
         emotion = utterance.emotion if "{emotion}" in PROMPTS[continuation.prompt].instruction else None
-        teacher = template.prefix(continuation.prompt, emotion) + template.encode(utterance.text) + suffix
-        return _Sequence(student, slots, teacher, template.response(continuation.text, continuation.finished))
+        teacher = template.prefix(continuation.prompt, emotion) + transcript + suffix
+        end = [template.end_of_turn_id] if continuation.finished else []
+        return _Sequence(student, slots, teacher, response + end)
 
 
 @dataclass(frozen=True)

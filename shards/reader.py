@@ -6,19 +6,25 @@ of calls in every step: what is missing (W does not divide M, a micro-batch with
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import ctypes
+import functools
 import itertools
 import logging
 import os
 import signal
-from collections.abc import Iterator
-from dataclasses import dataclass
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from shards.collate import Batch, Collator
+from shards.augment import Augment
+from shards.collate import FILLER_ID, Batch, Collator
 from shards.plan import Plan
 from shards.prompts import TRAINED_UNDER
 from shards.sample import EMOTIONS
@@ -28,12 +34,20 @@ from shards.tokens import token_counts
 _log = logging.getLogger(__name__)
 
 
+# A run goes on without some of its clips, but not without many.
+_TOLERATED = 10
+_TOLERATED_SHARE = 0.001
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+
+
 @dataclass(frozen=True)
 class _Order:
     """What a worker has to make: rows with their tasks, and the planned counts of the whole step."""
 
     rows: NDArray[np.int64]
     tasks: tuple[str, ...]
+    epoch: int
     step_response_tokens: int
     step_labelled: int
 
@@ -43,6 +57,22 @@ def _outlive_signals(worker: int) -> None:
     end with it."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _end_workers(loading: Callable[[], Any]) -> None:
+    """What torch does when `loading` is no longer needed, but does no more once Python is on its way out."""
+    shut_down = getattr(loading(), "_shutdown_workers", None)
+    if shut_down is not None:
+        shut_down()
+
+
+def _keep_memory() -> None:
+    """glibc hands blocks as large as a clip back to the kernel at every turn; to get them anew, page by page, costs a
+    sixth of the decoding."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
+        mallopt(_M_TRIM_THRESHOLD, 128 * 2**20)
 
 
 class Reader:
@@ -57,6 +87,7 @@ class Reader:
         rank: int,
         world_size: int,
         num_workers: int = 0,
+        augment: Augment | None = None,
     ) -> None:
         """Raises ValueError when there are more ranks than micro-batches, or the shards do not fit the tasks."""
         if world_size > plan.micro_batches:
@@ -68,13 +99,19 @@ class Reader:
         _check_tasks(shard_set, collator)
         self._shard_set, self._plan, self._collator = shard_set, plan, collator
         self._rank, self._world_size, self._num_workers = rank, world_size, num_workers
+        self._augment = augment
         self.calls_per_step = -(-plan.micro_batches // world_size)
         self._response_tokens = token_counts(shard_set, collator.template)["num_response_tokens"]
         self._label_tokens = np.array([len(collator.label_response(emotion)) for emotion in EMOTIONS])
 
     def steps(self, start_global_step: int = 0) -> Iterator[tuple[int, list[Batch]]]:
-        """(global step, this rank's micro-batches of it), epoch after epoch without end."""
+        """(global step, this rank's micro-batches of it), epoch after epoch without end.
+
+        A clip that is not as it was written is logged and counts with weight 0. Raises ValueError when there are too
+        many of them, and OSError when a store cannot be read in spite of its retries.
+        """
         options: dict[str, Any] = {}
+        _keep_memory()
         if self._num_workers:
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
             # Not spawn: it would copy everything the collator refers to, down to the model that counts speech tokens.
@@ -83,39 +120,62 @@ class Reader:
                 "worker_init_fn": _outlive_signals,
             }  # fmt: skip
         loader = DataLoader(
-            _Samples(self._shard_set, self._collator),
+            _Samples(self._shard_set, self._collator, self._augment, self._plan.seed),
             batch_size=None,
             sampler=_Orders(self, start_global_step),
             collate_fn=_unchanged,
             **options,
         )
-        made = iter(loader)
-        for step in itertools.count(start_global_step):
-            yield step, [Batch.from_arrays(next(made)) for _ in range(self.calls_per_step)]
+        made, losses = iter(loader), _Losses(self._shard_set.url)
+        # At exit Python sends workers a SIGTERM and waits until they end, but these do not hear it.
+        at_exit = functools.partial(_end_workers, weakref.ref(made))
+        atexit.register(at_exit)
+        try:
+            for step in itertools.count(start_global_step):
+                batches = [_batch(next(made)) for _ in range(self.calls_per_step)]
+                for batch in batches:
+                    losses.count(batch)
+                yield step, batches
+        finally:
+            atexit.unregister(at_exit)
+            del made  # its workers end now, and not with the last traceback that knows this frame
 
     def orders(self, global_step: int) -> list[_Order]:
         """What this rank has to make for a step."""
         epoch, step = self._plan.locate(global_step)
         micro_batches = self._plan.step(epoch, step)
-        tasks = [tuple(self._task(row, epoch) for row in rows) for rows in micro_batches]
-        response_tokens = sum(map(self._num_response_tokens, np.concatenate(micro_batches), itertools.chain(*tasks)))
-        labelled = int((self._shard_set.rows["emotion"][np.concatenate(micro_batches)] >= 0).sum())
-        nothing = np.empty(0, np.int64)
+        rows = np.concatenate(micro_batches)
+        entries = self._shard_set.rows[rows]
+        tasks = [self._collator.task(int(hashed), self._plan.seed, epoch) for hashed in entries["id_hash"]]
+        labels = self._label_tokens[entries["emotion"]]
+        counts = np.where(np.array(tasks) == "identify", labels, self._response_tokens[rows])
+        planned = epoch, int(counts.sum()), int((entries["emotion"] >= 0).sum())
+        first = np.cumsum([0, *map(len, micro_batches)])
         mine = range(self._rank, self.calls_per_step * self._world_size, self._world_size)
         return [
-            _Order(micro_batches[i], tasks[i], response_tokens, labelled)
+            _Order(micro_batches[i], tuple(tasks[first[i] : first[i + 1]]), *planned)
             if i < len(micro_batches)
-            else _Order(nothing, (), response_tokens, labelled)
+            else _Order(np.empty(0, np.int64), (), *planned)
             for i in mine
         ]
 
-    def _task(self, row: int, epoch: int) -> str:
-        return self._collator.task(int(self._shard_set.rows["id_hash"][row]), self._plan.seed, epoch)
 
-    def _num_response_tokens(self, row: int, task: str) -> int:
-        if task == "identify":
-            return int(self._label_tokens[self._shard_set.rows["emotion"][row]])
-        return int(self._response_tokens[row])
+class _Losses:
+    """Clips of this rank that are not as they were written: logged, counted, and too many are an error."""
+
+    def __init__(self, url: str) -> None:
+        self._url, self._read, self._lost = url, 0, 0
+
+    def count(self, batch: Batch) -> None:
+        self._read += sum(clip != FILLER_ID for clip in batch.ids) + len(batch.unreadable)
+        self._lost += len(batch.unreadable)
+        for message in batch.unreadable:
+            _log.warning("%s; it counts with weight 0", message)
+        if self._lost > max(_TOLERATED, _TOLERATED_SHARE * self._read):
+            raise ValueError(
+                f"{self._url}: {self._lost} of the {self._read} clips that this rank has read are not as they were "
+                f"written, the last one {batch.unreadable[-1]}; see `blsp shard verify` and copy or make the set again"
+            )
 
 
 def _check_tasks(shard_set: ShardSet, collator: Collator) -> None:
@@ -148,22 +208,33 @@ class _Orders:
             yield from self._reader.orders(global_step)
 
 
-class _Samples(Dataset[dict[str, Any]]):
-    """What runs in a worker: an order in, a micro-batch out."""
+class _Samples(Dataset[dict[str, Any] | Exception]):
+    """What runs in a worker: an order in, a micro-batch out, or the error that hindered it."""
 
-    def __init__(self, shard_set: ShardSet, collator: Collator) -> None:
-        self._shard_set, self._collator = shard_set, collator
+    def __init__(self, shard_set: ShardSet, collator: Collator, augment: Augment | None, seed: int) -> None:
+        self._shard_set, self._collator, self._augment, self._seed = shard_set, collator, augment, seed
 
-    def __getitem__(self, order: _Order) -> dict[str, Any]:
-        samples = [self._read(int(row)) for row in order.rows]
-        return self._collator(samples, order.tasks, order.step_response_tokens, order.step_labelled).arrays()
-
-    def _read(self, row: int) -> Sample | None:
+    def __getitem__(self, order: _Order) -> dict[str, Any] | Exception:
         try:
-            return self._shard_set.read(row)
-        except CorruptSample as error:
-            _log.warning("%s; it counts with weight 0", error)
-            return None
+            samples = self._shard_set.read_many(order.rows.tolist())
+            if self._augment is not None:
+                samples = [self._augmented(*each, order.epoch) for each in zip(samples, order.rows, strict=True)]
+            batch = self._collator(samples, order.tasks, order.step_response_tokens, order.step_labelled)
+        except (OSError, ValueError) as error:  # raised by `_batch`: torch would bury its sentence in a traceback
+            return error
+        return batch.arrays()
+
+    def _augmented(self, sample: Sample | CorruptSample, row: int, epoch: int) -> Sample | CorruptSample:
+        if isinstance(sample, CorruptSample) or self._augment is None:
+            return sample
+        id_hash = int(self._shard_set.rows["id_hash"][row])
+        return replace(sample, waveform=self._augment(sample.waveform, self._seed, epoch, id_hash))
+
+
+def _batch(made: dict[str, Any] | Exception) -> Batch:
+    if isinstance(made, Exception):
+        raise made
+    return Batch.from_arrays(made)
 
 
 def _unchanged(item: Any) -> Any:

@@ -23,7 +23,7 @@ ALLOWED = {
     "espeakng_loader": {"shards.synth"},
     "fsspec": {"shards.object_store"},
     "peft": {"blsp.lora"},
-    "pydantic": {"blsp.recipe", "blsp.section", "launcher.recipe_files"},
+    "pydantic": {"blsp.data_section", "blsp.recipe", "blsp.section", "launcher.recipe_files"},
     "ray": {"cluster.ray_session", "shards.actors"},
     "s3fs": {"shards.object_store"},
     "sklearn": {"blsp.evaluate.systems"},

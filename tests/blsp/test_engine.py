@@ -165,7 +165,7 @@ def plain_training(recipe: TrainRecipe) -> tuple[list[float], SpeechLM]:
     model = SpeechLM.build(recipe.model, CPU)
     stage = Stage(model, recipe.stage)
     model.train()
-    shard_set = ShardSet.open(recipe.data.shards)
+    shard_set = ShardSet.open(*recipe.data.shards)
     counts = token_counts(shard_set, model.template)
     tasks, with_teacher = dict(recipe.stage.prompts), "kl" in recipe.stage.losses
     collator = Collator(model.template, model.num_speech_tokens, tasks, with_teacher)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from blsp.data_section import CostSection
 from blsp.recipe import EvalRecipe, ShardRecipe, TrainRecipe
 from blsp.section import Location
+from shards.sizes import CostWeights
 
 STAGE1: dict[str, Any] = {
     "kind": "train",
@@ -100,6 +103,7 @@ def test_the_resolved_recipe_reads_back_equal(recipe: dict[str, Any]) -> None:
         (STAGE1, "optim.betas", [0.9, 1.5], "optim.betas", "below 1"),
         (STAGE1, "model.adapter", {"kernels": [5, 4]}, "model.adapter.conv.kernels", "must all be odd"),
         (STAGE1, "model.adapter", {"type": "qformer", "heads": 5}, "model.adapter.qformer.heads", "a multiple"),
+        (STAGE1, "data.augment", {"noise_snr_db": [20, 10]}, "data.augment.noise_snr_db", "swap them"),
         (STAGE2, "model.lora", None, "model.lora", "add the section model.lora"),
         (STAGE2, "model.encoder_lora", {"rank": 4}, "stage.train", "take 'encoder' out"),
         (STAGE2, "stage.losses", {"ce": 1}, "stage.train", "stage.losses.emotion"),
@@ -112,6 +116,15 @@ def test_a_contradiction_names_its_field_and_the_remedy(
     [(where, what)] = complaints(changed(base, place, value))
     assert where == complaint
     assert remedy in what
+
+
+def test_one_shard_set_is_a_list_of_one() -> None:
+    for given in ("shards/asr", ["shards/asr"]):
+        assert TrainRecipe.model_validate(changed(STAGE1, "data.shards", given)).data.shards == ("shards/asr",)
+
+
+def test_costs_without_a_word_are_those_of_the_plan() -> None:
+    assert CostSection().model_dump() == asdict(CostWeights())
 
 
 def test_warmup_longer_than_the_run_is_refused() -> None:
@@ -128,6 +141,16 @@ def test_warmup_longer_than_the_run_is_refused() -> None:
         ("data.clips_per_step", "768"),
         ("data.clips_per_step", float("nan")),
         ("data.micro_batches", 0),
+        ("data.shards", []),
+        ("data.shards", [""]),
+        ("data.shards", 3),
+        ("data.caps", {"audio_s": 0}),
+        ("data.caps", {"tokens": 0.5}),
+        ("data.cost", {"token": 0}),
+        ("data.mixture", {"emodb": -1}),
+        ("data.augment", {"telephone": 1.5}),
+        ("data.augment", {"gain_db": -3}),
+        ("data.augment", {"noise_snr_db": [10]}),
         ("data.micro_batches", True),
         ("model.audio_window", "31s"),
         ("model.audio_window", "tail:"),

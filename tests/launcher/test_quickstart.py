@@ -153,7 +153,7 @@ def test_every_command_needs_only_what_earlier_ones_make() -> None:
             elif verb == "train":
                 trained = load_kind(TrainRecipe, arguments[0], [a for a in arguments if "=" in a])
                 assert trained.data.seed == 7
-                needs = [trained.model.llm, trained.model.encoder, str(trained.data.shards)]
+                needs = [trained.model.llm, trained.model.encoder, *trained.data.shards]
                 needs += [str(trained.model.init)] if trained.model.init else []
                 makes += [str(trained.run)]
             elif verb == "eval":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from blsp.recipe import KINDS, EvalRecipe, QFormerSection, Recipe, ShardRecipe, TrainRecipe
 from launcher.recipe_files import find, load, load_kind, shipped_recipes
 from launcher.recipe_yaml import RecipeError, to_yaml
+from shards.plan import Plan
+from shards.sizes import Caps, Sizes
 
 GOOD = """\
 kind: train
@@ -327,3 +330,20 @@ def test_any_override_of_a_good_recipe_is_applied_or_refused(recipe_file: Path, 
         assert str(error)
     else:
         assert type(recipe) in KINDS.values()
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in shipped_recipes() if "whisper-large" in p.stem or "authors" in p.stem], ids=str
+)
+def test_caps_of_shipped_recipes_leave_room_for_speech_as_it_is(path: Path) -> None:
+    data = load_kind(TrainRecipe, path).data
+    random = np.random.default_rng(0)
+    seconds = np.clip(16.5 - random.gamma(1.3, 3.6, 20_000), 1, 30)  # as LibriSpeech's; emotion corpora's are shorter
+    responses = random.integers(15, 50, len(seconds))
+    tokens = 60 + np.ceil(6.25 * seconds).astype(np.int64) + responses
+    sizes = Sizes(np.full(len(seconds), 30 * 16000), tokens, tokens, responses)
+    caps = Caps(**data.caps.model_dump())
+    assert caps.audio_s
+    Plan(
+        sizes, dataset_id="", seed=1, clips_per_step=data.clips_per_step, micro_batches=data.micro_batches, caps=caps
+    ).check(2)  # fmt: skip

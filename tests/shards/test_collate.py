@@ -10,7 +10,7 @@ import torch
 from shards.collate import FILLER_ID, IGNORED_EMOTION, Batch, Collator
 from shards.prompts import ChatTemplate
 from shards.sample import EMOTIONS, Continuation, Utterance
-from shards.shard_set import Sample
+from shards.shard_set import CorruptSample, Sample
 from shards.tokens import TOKEN_COUNTS, count_tokens
 
 
@@ -85,14 +85,15 @@ def test_a_sample_packs_the_same_alone_and_among_others(template: ChatTemplate) 
 
 
 def test_a_clip_that_cannot_be_read_is_a_filler_of_weight_0(template: ChatTemplate) -> None:
-    batch = collator(template)([SAMPLES[0], None], ["continue_tone"] * 2, 0, 0)
+    batch = collator(template)([SAMPLES[0], CorruptSample("row 7: bad")], ["continue_tone"] * 2, 0, 0)
     assert batch.ids == ["anna", FILLER_ID]
+    assert batch.unreadable == ["row 7: bad"]
     assert batch.emotion.tolist()[1] == IGNORED_EMOTION
     weights = batch.row_weight.tolist()
     assert weights[-1] == 0 and all(weight == 1 for weight in weights[:-1])
     empty = collator(template)([], [], 7, 3)
     assert empty.ids == [FILLER_ID] and not empty.row_weight.any() and empty.speech_mask.any()
-    assert (empty.step_response_tokens, empty.step_labelled) == (7, 3)
+    assert (empty.step_response_tokens, empty.step_labelled, empty.unreadable) == (7, 3, [])
 
 
 def test_identify_answers_with_the_label_and_has_no_teacher(template: ChatTemplate) -> None:
