@@ -24,7 +24,6 @@ from shards.writers import Request
 from tests.bench.data.clips import Clips
 
 PROMPT = "continue_emotion"
-CLIPS_PER_SHARD = 1000  # the default of `blsp shard`
 
 
 class Echo:
@@ -38,14 +37,18 @@ class Echo:
         return [Continuation(prompt=request.prompt, text=text, finished=True, writer="echo") for request in asked]
 
 
-def make_set(clips: Clips, out: Path) -> None:
+def job_of(clips: Clips, out: Path) -> ShardJob:
     """`blsp shard` on the clips."""
     llm = clips.folder / "llm"
     llm.mkdir(exist_ok=True)
     (llm / "config.json").write_text("{}")
-    job = ShardJob(manifests=(clips.manifest,), out=out, llm=str(llm), prompt=PROMPT, clips_per_shard=CLIPS_PER_SHARD)
+    return ShardJob(manifests=(clips.manifest,), out=out, llm=str(llm), prompt=PROMPT)
+
+
+def make_set(clips: Clips, out: Path) -> None:
+    """All of that job, the actors' part in this process."""
     with mock.patch.object(pipeline, "run_tasks", _run_here):
-        pipeline.write_shards(job, lambda progress: None, lambda job: Echo())
+        pipeline.write_shards(job_of(clips, out), lambda progress: None, lambda job: Echo())
 
 
 def _run_here(job: ShardJob, tasks: Sequence[Task], load_writer: object) -> Generator[Commit | None, None, None]:

@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from shards.audio import encode_flac
 from tests.bench.data.clips import Clips
 
+CLIPS_PER_SHARD = 1000  # ours, and their defaults too
 HAS_LHOTSE = importlib.util.find_spec("lhotse") is not None
 
 
-def write_webdataset(clips: Clips, out: Path, clips_per_shard: int) -> None:
+def write_webdataset(clips: Clips, out: Path) -> None:
     """ShardWriter: tars under their final names, no index, no hash, no commit."""
     out.mkdir(parents=True)
-    with webdataset.ShardWriter(str(out / "%06d.tar"), maxcount=clips_per_shard, verbose=0) as sink:
+    with webdataset.ShardWriter(str(out / "%06d.tar"), maxcount=CLIPS_PER_SHARD, verbose=0) as sink:
         for utterance in clips.utterances:
             samples, _ = soundfile.read(utterance.audio, dtype="int16")
             record = json.dumps(utterance.to_json()).encode()
@@ -57,7 +58,7 @@ def _cuts(clips: Clips) -> Any:
     return CutSet.from_cuts(cuts)
 
 
-def shar_writer(clips: Clips, clips_per_shard: int) -> Callable[[Path], None]:
+def shar_writer(clips: Clips) -> Callable[[Path], None]:
     """SharWriter: FLAC in a tar, cuts in a compressed JSONL file; no hash, no commit."""
     from lhotse.shar import SharWriter
 
@@ -65,7 +66,7 @@ def shar_writer(clips: Clips, clips_per_shard: int) -> Callable[[Path], None]:
 
     def write(out: Path) -> None:
         out.mkdir(parents=True)
-        with SharWriter(str(out), fields={"recording": "flac"}, shard_size=clips_per_shard) as sink:
+        with SharWriter(str(out), fields={"recording": "flac"}, shard_size=CLIPS_PER_SHARD) as sink:
             for cut in cuts:
                 sink.write(cut)
 

@@ -12,7 +12,7 @@ import soundfile
 from tests.bench.data import peers
 from tests.bench.data.clips import Clips
 from tests.bench.data.figure import Figure
-from tests.bench.data.ours import CLIPS_PER_SHARD, make_reader, make_set
+from tests.bench.data.ours import make_reader, make_set
 from tests.bench.data.timing import interleaved, share
 
 
@@ -28,8 +28,7 @@ def measure(clips: Clips, scratch: Path, rounds: int) -> list[Figure]:
     def samples() -> None:
         for step in plan.epoch(1):
             for rows in step:
-                for row in rows:
-                    shard_set.read(int(row))
+                shard_set.read_many([int(row) for row in rows])
 
     def batches() -> None:
         steps = plan.num_steps(0)
@@ -37,10 +36,10 @@ def measure(clips: Clips, scratch: Path, rounds: int) -> list[Figure]:
             pass
 
     operations: dict[str, Callable[[], object]] = {"bare": bare, "samples": samples, "batches": batches}
-    peers.write_webdataset(clips, scratch / "read-webdataset", CLIPS_PER_SHARD)
+    peers.write_webdataset(clips, scratch / "read-webdataset")
     operations["webdataset"] = peers.webdataset_reader(scratch / "read-webdataset")
     if peers.HAS_LHOTSE:
-        peers.shar_writer(clips, CLIPS_PER_SHARD)(scratch / "read-shar")
+        peers.shar_writer(clips)(scratch / "read-shar")
         operations["lhotse Shar"] = peers.shar_reader(scratch / "read-shar")
     taken = interleaved(operations, rounds)
     others = {name: share(taken["bare"], taken[name]) for name in operations if name in ("webdataset", "lhotse Shar")}

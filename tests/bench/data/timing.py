@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import psutil
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -25,7 +27,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Seconds:
-    """What one run took: by the clock, and of all threads of this process and those that it ended together."""
+    """What one run took: by the clock, and of the cores, by this process and its children."""
 
     wall: float
     cpu: float
@@ -47,8 +49,9 @@ def interleaved(operations: Mapping[str, Callable[[], object]], rounds: int) -> 
 
 
 def _cpu_seconds() -> float:
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
+    ended = os.times()  # of this process, and of children that have ended
+    living = [child.cpu_times() for child in psutil.Process().children(recursive=True)]
+    return sum(ended[:4]) + sum(times.user + times.system for times in living)
 
 
 def share(limit: Sequence[Seconds], measured: Sequence[Seconds], clock: str = "wall") -> Spread:

