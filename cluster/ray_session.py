@@ -51,7 +51,7 @@ def check_ray(remedy: str) -> None:
     quarter of a minute, or end this process without a word."""
     dead = _dead_processes()
     if dead:
-        raise OSError(f"Ray's process {dead[0]} has died; too little memory on this machine? {remedy}")
+        raise OSError(f"Ray's process {dead[0]} has died (too little memory on this machine?); {remedy}")
 
 
 def ray_is_dead() -> bool:

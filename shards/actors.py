@@ -109,8 +109,8 @@ def _schedule(
         for reference in finished:
             idle.append(running.pop(reference))
             yield ray.get(reference)
+        check_ray(_GOES_ON)
         if not finished:
-            check_ray(_GOES_ON)
             yield None
 
 

@@ -28,6 +28,7 @@ from shards.audio import AudioError, EncodedClip, encode_clip
 _HEADER = struct.Struct("<BII")  # kind, number of samples, bytes that follow
 _FLAC, _REJECT, _FAILURE, _DEFECT = range(4)
 _READY = b"ready"
+_KILLED = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)
 _TRIES = 2  # a clip whose decoder dies this often by itself is at fault
 _MAX_KILLS = 5  # somebody else ends it: too little memory on the machine, mostly
 _IN_FLIGHT = 3
@@ -106,7 +107,7 @@ class Decoder:
                 return answer
             code = self._process.wait()
             self._end()
-            killed = code in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)
+            killed = code in _KILLED
             faults, kills = faults + (not killed), kills + killed
             if kills >= _MAX_KILLS:
                 raise OSError(f"the decoder was killed {kills} times at {asked[0].path}; too little memory?")
@@ -133,7 +134,19 @@ def _fault(span: Span, code: int, limits: Limits) -> AudioError:
 
 
 def _start(limits: Limits) -> subprocess.Popen[bytes]:
-    """A decoder that is ready. Raises OSError with what it said when it does not come up."""
+    """A decoder that is ready. Raises OSError with what it said when it does not come up, or is killed each time."""
+    for _ in range(_MAX_KILLS):
+        process = _launch(limits)
+        assert process.stdout is not None
+        if process.stdout.read(len(_READY)) == _READY:
+            return process
+        said = process.communicate()[1].decode(errors="replace").strip()
+        if process.returncode not in _KILLED:
+            break
+    raise OSError(f"the decoder's process does not start: {said or f'exit code {process.returncode}'}")
+
+
+def _launch(limits: Limits) -> subprocess.Popen[bytes]:
     paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     process = subprocess.Popen(
@@ -144,10 +157,6 @@ def _start(limits: Limits) -> subprocess.Popen[bytes]:
     assert process.stdout is not None
     with contextlib.suppress(OSError):  # only speed
         fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-    if process.stdout.read(len(_READY)) != _READY:
-        process.kill()
-        said = process.communicate()[1].decode(errors="replace").strip()
-        raise OSError(f"the decoder's process does not start: {said or f'exit code {process.returncode}'}")
     return process
 
 

@@ -69,5 +69,5 @@ def ray_here() -> Iterator[None]:
     """The one Ray session of the test run; `ray_session` inside it is this one."""
     from cluster.ray_session import ray_session
 
-    with ray_session(num_cpus=2):
+    with ray_session(num_cpus=4):
         yield

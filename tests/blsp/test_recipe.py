@@ -184,8 +184,11 @@ def test_shard_recipe_needs_a_manifest() -> None:
     writer = {"llm": "llm", "prompt": "continue"}
     recipe = {"kind": "shard", "manifests": ["a.jsonl"], "out": "shards", "writer": writer}
     assert ShardRecipe.model_validate(recipe).manifests == (Path("a.jsonl"),)
-    with pytest.raises(ValidationError, match="manifests"):
+    with pytest.raises(ValidationError, match="name at least one manifest, or a shard set as base"):
         ShardRecipe.model_validate({**recipe, "manifests": []})
+    with pytest.raises(ValidationError, match="from manifests or from a base; remove one"):
+        ShardRecipe.model_validate({**recipe, "base": "shards"})
+    assert ShardRecipe.model_validate({**recipe, "manifests": [], "base": "a"}).manifests == ()
     with pytest.raises(ValidationError, match="prompt"):
         ShardRecipe.model_validate({**recipe, "writer": {**writer, "prompt": "continue_tone"}})
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,6 +11,7 @@ import psutil
 import pytest
 import soundfile
 
+from shards import decoder as decoder_module
 from shards.audio import AudioError, EncodedClip, encode_clip
 from shards.decoder import Decoder, Limits, Span
 
@@ -131,6 +133,21 @@ def test_somebody_who_kills_it_costs_nothing_until_it_is_too_often(tmp_path: Pat
         decoder._ask = ask_and_kill  # type: ignore[method-assign]
         with pytest.raises(OSError, match=r"the decoder was killed 5 times at .*a.wav; too little memory"):
             list(decoder.encode(spans))
+
+
+def test_one_that_is_killed_while_it_starts_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launch, launched = decoder_module._launch, []
+
+    def kill_twice(limits: Limits) -> subprocess.Popen[bytes]:
+        process = launch(limits)
+        launched.append(process)
+        if len(launched) < 3:
+            process.kill()
+        return process
+
+    monkeypatch.setattr(decoder_module, "_launch", kill_twice)
+    assert reasons([span(tmp_path, "a")]) == ["fine"]
+    assert len(launched) in (2, 3)  # one may have come up before the signal did
 
 
 def test_it_ends_with_whoever_asks_it(tmp_path: Path) -> None:

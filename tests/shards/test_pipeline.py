@@ -91,6 +91,35 @@ def test_too_small_a_disk_is_found_before_any_work(
         make_shards(job)
 
 
+def read_only_disk(tmp_path: Path) -> Path:
+    folder = tmp_path / "read_only"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "ro,size=64k", "tmpfs", folder]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting needs root")
+    return folder
+
+
+@pytest.mark.parametrize("place", ["below a file", "in the kernel's own tree", "on a read-only disk"])
+def test_a_folder_that_cannot_be_written_is_a_sentence_with_the_room_that_is_needed(
+    job: ShardJob, make_shards: Make, tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "file").touch()
+    if place == "on a read-only disk":
+        out = read_only_disk(tmp_path)
+    else:
+        out = tmp_path / "file" / "out" if place == "below a file" else Path("/sys/out")
+    try:
+        with pytest.raises(OSError) as error:
+            make_shards(replace(job, out=out))
+    finally:
+        if place == "on a read-only disk":
+            subprocess.run(["umount", out], check=True)
+    said = str(error.value)
+    assert said.startswith(f"{out}: cannot be written (")
+    assert "MB are needed there: choose a folder that this user may write to" in said
+
+
 def test_a_set_of_nothing_is_refused_with_the_reasons(job: ShardJob, corpus: Path, make_shards: Make) -> None:
     for wav in (corpus.parent / "wav").iterdir():
         wav.write_text("no audio")
