@@ -170,9 +170,11 @@ def _teacher(record: Any) -> TeacherSpec | None:
     if record is None:
         return None
     top_k, temperatures = _typed(record, "top_k", int), record["temperatures"]
-    if top_k > _MAX_TOP_K or not all(isinstance(t, int | float) for t in temperatures[:_MAX_TOP_K]):
-        raise ValueError("the teacher's top_k or temperatures are no such numbers")
-    return TeacherSpec(top_k, tuple(map(float, temperatures[:_MAX_TOP_K])))
+    if not 0 < top_k <= _MAX_TOP_K or type(temperatures) is not list or len(temperatures) > _MAX_TOP_K:
+        raise ValueError("the teacher's top_k or temperatures are out of range")
+    if not all(type(t) in (int, float) and 0 < t < _MAX_NUMBER for t in temperatures):
+        raise ValueError("the teacher's temperatures are no such numbers")
+    return TeacherSpec(top_k, tuple(map(float, temperatures)))
 
 
 def _typed(record: Any, key: str, kind: type) -> Any:

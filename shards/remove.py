@@ -261,8 +261,8 @@ def _prove(store: Store, selection: Selection, gone: NDArray[np.uint64], kept: N
     return [
         f"each of its {verified.rows} records was read back, and none is of {selection}",
         f"none of the {len(gone_ids)} removed ids is in a record, an index or the name of a tar's member",
-        f"each byte of its {verified.shards} tars is audio or record of a clip that was kept, a header, or zero, and "
-        "is what the hash in the tar's name says",
+        f"each byte of its {verified.shards} tars is in a file of a clip that was kept, in a header or zero, and is "
+        "what the hash in the tar's name says",
         f"all {len(names)} files in it belong to it, and the {len(texts)} that hold words name none of those removed",
     ]
 

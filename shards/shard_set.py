@@ -154,6 +154,8 @@ class ShardSet:
         """The sample's `key.teacher.npy`; empty where there is none. Raises as `read`."""
         entry = self.rows[row]
         size, offset = int(entry["teacher_size"]), int(teacher_offset(entry))
+        if not size:
+            return b""
         (data,) = self._read_ranges([(self._tar(row), offset, size)])
         self._check(row, data, "teacher")
         return data

@@ -67,7 +67,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
-FIELDS = ["format", "dataset_id", "prompt", "corpora", "shards", "audio_files"]
+FIELDS = ["format", "dataset_id", "prompt", "corpora", "shards", "audio_files", "teacher"]
 ANY_TEST = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -83,7 +83,10 @@ def test_whatever_dataset_json_says_the_answer_is_a_sentence(shard_set: ShardSet
             record = json.loads(intact)
             field = data.draw(st.sampled_from(FIELDS))
             inner = record[field][0] if field in ("shards", "corpora") and data.draw(st.booleans()) else record
-            inner[field if inner is record else data.draw(st.sampled_from(sorted(inner)))] = data.draw(JSON)
+            if field == "teacher":
+                record[field] = {"top_k": data.draw(JSON), "temperatures": data.draw(JSON | st.lists(JSON, max_size=2))}
+            else:
+                inner[field if inner is record else data.draw(st.sampled_from(sorted(inner)))] = data.draw(JSON)
             path.write_text(json.dumps(record))
         refused = opened(Path(shard_set.url))
         assert refused is None or str(shard_set.url) in refused

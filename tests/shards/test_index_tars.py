@@ -22,7 +22,9 @@ from shards.index_tars import Indexed, index_tars
 from shards.pipeline import ShardJob, Summary
 from shards.remove import Selection, remove
 from shards.shard_set import CorruptSample, ShardSet
+from shards.store import open_store
 from shards.verify import verify
+from tests.shards.s3_server import BUCKET, ROOT, S3Server
 from tests.shards.sets import flip
 
 # rate, channels, suffix, and how libsndfile calls it
@@ -238,3 +240,22 @@ def test_our_own_tars_can_be_indexed_like_others(shard_set: ShardSet, tmp_path: 
     for row in range(23):
         assert np.array_equal(again.audio(row), shard_set.audio(row))
         assert again.record(row)[0].text == shard_set.record(row)[0].text
+
+
+def test_tars_in_a_bucket_are_read_once_and_their_set_may_lie_there_too(
+    theirs: list[Path], s3: S3Server, tmp_path: Path
+) -> None:
+    for path in theirs:
+        open_store(f"s3://{BUCKET}/tars").write(path.name, path.read_bytes())
+    urls = [f"s3://{BUCKET}/tars/{path.name}" for path in theirs]
+    s3.reset()
+    index_tars(urls, ROOT, "calls")
+    assert s3.bytes_sent < 1.05 * sum(path.stat().st_size for path in theirs) + 50_000
+    index_tars(urls, tmp_path / "here", "calls")
+    index_tars(theirs, tmp_path / "local", "calls")
+    local = ShardSet.open(tmp_path / "local")
+    for root in (ROOT, tmp_path / "here"):
+        shard_set = ShardSet.open(root)
+        assert [shard_set.record(row) for row in range(30)] == [local.record(row) for row in range(30)]
+        assert all(np.array_equal(shard_set.audio(row), local.audio(row)) for row in range(0, 30, 4))
+    assert verify(ROOT, pytest.fail).rows_read == 30

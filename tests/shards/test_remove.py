@@ -18,9 +18,11 @@ from shards.prompts import ChatTemplate
 from shards.remove import Selection, remove
 from shards.sample import Continuation, Utterance
 from shards.shard_set import CorruptSample, ShardSet
+from shards.store import open_store
 from shards.tar import TarShard
 from shards.tokens import token_counts
 from shards.verify import verify
+from tests.shards.s3_server import BUCKET, ROOT, S3Server
 from tests.shards.sets import edit, flip, make_overlay, tar_of
 
 SPEAKERS = ("anna", "bert", "anna-lena", None)
@@ -258,3 +260,24 @@ def test_of_any_set_what_is_left_is_what_does_not_match(
     else:
         removed = remove(root / "set", root / "out", Selection(gone))
         assert (removed.kept, removed.removed) == (len(speakers) - speakers.count(gone), speakers.count(gone))
+
+
+def test_a_set_in_a_bucket_is_made_and_proved_like_one_on_a_disk(
+    source: ShardSet, s3: S3Server, tmp_path: Path
+) -> None:
+    bucket = open_store(ROOT)
+    for path in Path(source.url).rglob("*"):
+        if path.is_file() and path.name != ".lock":
+            bucket.write(path.relative_to(source.url).as_posix(), path.read_bytes())
+    here, there = tmp_path / "out", f"s3://{BUCKET}/sets/out"
+    on_disk = remove(source.url, here, Selection("anna"))
+    for _ in range(2):
+        in_bucket = remove(ROOT, there, Selection("anna"))
+        assert (in_bucket.dataset_id, in_bucket.kept, in_bucket.removed) == (on_disk.dataset_id, 15, 5)
+        assert in_bucket.proved[:3] == on_disk.proved[:3]
+    assert everything(ShardSet.open(there)) == everything(ShardSet.open(here))
+    with pytest.raises(ValueError, match="holds another shard set"):
+        remove(ROOT, there, Selection("bert"))
+    open_store(there).write("rejects/000000.jsonl", b"anna")
+    with pytest.raises(OSError, match=r"rejects/000000\.jsonl: belongs to no set"):
+        remove(ROOT, there, Selection("anna"))
