@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tests.bench.data.timing import interleaved, share
 
 def measure(clips: Clips, scratch: Path, rounds: int) -> list[Figure]:
     """One epoch each, in this process: the bare decoder, samples in the plan's order, batches, and the peers."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # as in a reader's workers
     make_set(clips, scratch / "set")
     reader, plan, shard_set = make_reader(scratch / "set")
 
