@@ -14,6 +14,14 @@ from rich.progress import Progress as RichProgress
 _SECONDS_BETWEEN_LINES = 5.0
 
 
+def _rounded(seconds: float) -> str:
+    """As people say it."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
 class Progress:
     """`with Progress() as progress: progress.update("clips written", 340, 1200, "3 rejected")`."""
 
@@ -67,7 +75,7 @@ class Progress:
         elapsed_s = self._printed_s - self._began_s
         parts = [f"{self._phase}: {done}/{total}", f"{elapsed_s:.0f} s"]
         if self._began_at < done < total:
-            parts.append(f"about {elapsed_s / (done - self._began_at) * (total - done):.0f} s left")
+            parts.append(f"about {_rounded(elapsed_s / (done - self._began_at) * (total - done))} left")
         print(", ".join([*parts, note] if note else parts), flush=True)
 
     def __enter__(self) -> Self:

@@ -126,4 +126,6 @@ def _explained(error: Exception) -> Exception:
             f"a worker process died {_TRIES} times at the same shard; too little memory? With fewer actors or a "
             f"smaller batch {_GOES_ON}"
         )
+    if type(cause).__name__ == "OutOfMemoryError":  # torch's; a RuntimeError to whom does not import torch
+        return OSError(f"the LLM does not fit into the GPU's memory: lower writer.batch_size; {_GOES_ON}")
     return cause if isinstance(cause, ValueError | OSError) else error

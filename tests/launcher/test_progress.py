@@ -71,3 +71,15 @@ def test_what_was_done_before_does_not_shorten_the_time_left(
         clock.now_s += 10
         bar.update("steps", 180, 320)
     assert capsys.readouterr().out.splitlines() == ["steps: 180/320, 10 s, about 70 s left"]
+
+
+@pytest.mark.parametrize(("pace_s", "left"), [(1, "90 s"), (10, "15 min"), (130, "3 h 15 min")])
+def test_the_time_left_is_told_as_people_say_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], pace_s: int, left: str
+) -> None:
+    clock = Clock(monkeypatch)
+    with Progress() as bar:
+        bar.update("clips", 0, 100)
+        clock.now_s += 10 * pace_s
+        bar.update("clips", 10, 100)
+    assert f"about {left} left" in capsys.readouterr().out

@@ -193,6 +193,18 @@ def test_a_writer_that_cannot_load_is_a_sentence_and_not_a_stack_of_frames(job: 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
+def test_an_llm_that_does_not_fit_is_a_sentence(job: ShardJob) -> None:
+    def load(_: ShardJob) -> Writer:
+        import torch
+
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    with pytest.raises(OSError, match=r"does not fit into the GPU's memory: lower writer.batch_size; the same command"):
+        write_shards(job, nothing, load)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
 def test_an_llm_writes_a_set_that_names_it(job: ShardJob, llm_folder: Path) -> None:
     summary = write_shards(replace(job, llm=str(llm_folder), max_new_tokens=8, clips_per_shard=12), nothing)
     assert summary.written + sum(summary.rejected.values()) == 23
