@@ -238,6 +238,7 @@ class _Run:
         """Write dataset.json, which makes the folder a shard set, and the report."""
         commits = [self._commits[task.number] for task in self._tasks]
         remove_strays(self._store, commits)
+        remove_dead_attempts(self._store)  # again: workers of an earlier run may have lived when this one began
         rejected: Counter[str] = Counter()
         for commit in commits:
             rejected.update(commit.rejected)
