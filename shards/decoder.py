@@ -68,6 +68,10 @@ class Decoder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process; whoever asks for more gets a new one."""
         self._end()
 
     def encode(self, spans: Iterable[Span]) -> Iterator[EncodedClip | AudioError]:

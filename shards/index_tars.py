@@ -1,6 +1,7 @@
 """A shard set over tars that somebody else wrote: their audio stays where it is, our tars hold the records.
 
-Every audio is decoded once, so that what the set promises of a clip (that it can be used, how long it is) is known.
+Every audio is decoded once, so that what the set promises of a clip (that it can be used, how long it is) is known, and
+in a process of its own, since nobody knows what others put there.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ import importlib.metadata
 import itertools
 import json
 import os
+import threading
+import uuid
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
-from shards.audio import AudioError, load_audio_bytes
+from shards.audio import AudioError
+from shards.decoder import Decoder, Span
 from shards.foreign import ForeignSample, UnusableError, samples, translate
 from shards.index import FORMAT, AudioAt, AudioFile, Shard, name_hash, read_rows
 from shards.manifest import Reject
@@ -66,7 +70,7 @@ def index_tars(
     if again := [path for path, times in Counter(paths).items() if times > 1]:
         raise ValueError(f"{again[0]}: named twice")
     job = {"format": FORMAT, "tars": paths, "corpus": corpus, "licence": licence}
-    with NewSet.begin(out, job) as new:
+    with NewSet.begin(out, job) as new, _Decoders(new.store.scratch()) as decoders:
         files = [audio_file(new.store, path) for path in paths]
         outside = [AudioFile(path, _size(file)) for path, file in zip(paths, files, strict=True)]
         total = sum(file.bytes for file in outside)
@@ -78,7 +82,7 @@ def index_tars(
             before, clips = sum(file.bytes for file in outside[:number]), sum(part["inputs"] for part in parts)
             if part is None or not _recall(new, part, outside, number, seen):
                 going_on = False  # what comes later depends on what was a duplicate here
-                tar = _Tar(new, file, number, outside[number].bytes, seen)
+                tar = _Tar(new, decoders, file, number, outside[number].bytes, seen)
 
                 def show(done: int, inputs: int, before: int = before, clips: int = clips) -> None:
                     on_progress(before + done, total, clips + inputs)
@@ -159,10 +163,46 @@ class _Decoding:
     num_samples: Future[int]
 
 
+class _Decoders:
+    """Lengths of audio files, each found by the decoder's process of one of some threads."""
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch, self._mine = scratch, threading.local()
+        self._pool = ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1))
+        self._all: list[tuple[Decoder, Path]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        for decoder, path in self._all:
+            decoder.close()
+            path.unlink(missing_ok=True)
+
+    def num_samples(self, data: bytes, name: str) -> Future[int]:
+        """At 16 kHz, or AudioError for audio that cannot be used or ends the decoder; `name` is for messages."""
+        return self._pool.submit(self._decode, data, name)
+
+    def _decode(self, data: bytes, name: str) -> int:
+        if not hasattr(self._mine, "decoder"):
+            self._mine.decoder, self._mine.path = Decoder(), self._scratch / f"{uuid.uuid4().hex}.audio"
+            self._all.append((self._mine.decoder, self._mine.path))
+        self._mine.path.write_bytes(data)
+        (result,) = self._mine.decoder.encode([Span(str(self._mine.path))])
+        if isinstance(result, AudioError):
+            raise AudioError(result.reason, str(result).replace(str(self._mine.path), name))
+        num_samples: int = result.num_samples
+        return num_samples
+
+
 class _Tar:
     """One of the tars, read from its first byte to its last; it gets shards of its own."""
 
-    def __init__(self, new: NewSet, file: StoredFile, number: int, size: int, seen: set[int]) -> None:
+    def __init__(
+        self, new: NewSet, decoders: _Decoders, file: StoredFile, number: int, size: int, seen: set[int]
+    ) -> None:
+        self._decoders = decoders
         self._new, self._file, self._number, self._seen = new, file, number, seen
         self._window = TarWindow(lambda offset, n: file.store.read_ranges([(file.name, offset, n)])[0], size)
         self._inputs = self._unknown_emotions = 0
@@ -174,8 +214,8 @@ class _Tar:
         """Write its shards; returns what `_finish` has to know. Raises ValueError naming a tar that cannot be read."""
         local, name = self._new.store.scratch() / f"{self._number:06d}.jsonl", f"rejects/{self._number:06d}.jsonl"
         shards: list[Shard] = []
-        with local.open("w", encoding="utf-8") as rejects, ThreadPoolExecutor(_threads()) as pool:
-            clips = self._clips(pool, rejects, corpus, licence, on_progress)
+        with local.open("w", encoding="utf-8") as rejects:
+            clips = self._clips(rejects, corpus, licence, on_progress)
             while shard := self._new.write_shard(first_shard + len(shards), lambda tar: self._fill(tar, clips)):
                 shards.append(shard)
         if self._rejected:
@@ -197,7 +237,6 @@ class _Tar:
 
     def _clips(
         self,
-        pool: ThreadPoolExecutor,
         rejects: TextIO,
         corpus: str,
         licence: str | None,
@@ -209,7 +248,7 @@ class _Tar:
         for sample in itertools.chain(self._samples(), [None]):
             if sample is not None:
                 self._inputs += 1
-                waiting.append(self._begin(pool, sample, corpus, licence))
+                waiting.append(self._begin(sample, corpus, licence))
                 waiting_bytes += len(sample.audio_data)
             full = sample is None or len(waiting) >= _MAX_WAITING or waiting_bytes > _MAX_WAITING_BYTES
             while waiting and full:
@@ -232,7 +271,7 @@ class _Tar:
         except ValueError as error:
             raise ValueError(f"{self._file}: {error}") from None
 
-    def _begin(self, pool: ThreadPoolExecutor, sample: ForeignSample, corpus: str, licence: str | None) -> _Decoding:
+    def _begin(self, sample: ForeignSample, corpus: str, licence: str | None) -> _Decoding:
         utterance, unknown_emotion = None, False
         try:
             tar_name = self._file.name.rpartition("/")[2]
@@ -243,7 +282,7 @@ class _Tar:
             num_samples.set_exception(fault)
         else:
             assert sample.audio is not None
-            num_samples = pool.submit(_num_samples, sample.audio_data, sample.audio.name)
+            num_samples = self._decoders.num_samples(sample.audio_data, sample.audio.name)
         return _Decoding(sample, utterance, unknown_emotion, num_samples)
 
     def _end(self, decoding: _Decoding) -> tuple[Utterance, AudioAt, int]:
@@ -258,11 +297,3 @@ class _Tar:
         self._unknown_emotions += decoding.unknown_emotion
         crc32 = zlib.crc32(decoding.sample.audio_data)
         return utterance, AudioAt(self._number, audio.offset, audio.size, crc32), num_samples
-
-
-def _num_samples(data: bytes, name: str) -> int:
-    return len(load_audio_bytes(data, name))
-
-
-def _threads() -> int:
-    return min(_MAX_THREADS, os.cpu_count() or 1)

@@ -259,3 +259,20 @@ def test_tars_in_a_bucket_are_read_once_and_their_set_may_lie_there_too(
         assert [shard_set.record(row) for row in range(30)] == [local.record(row) for row in range(30)]
         assert all(np.array_equal(shard_set.audio(row), local.audio(row)) for row in range(0, 30, 4))
     assert verify(ROOT, pytest.fail).rows_read == 30
+
+
+def test_audio_that_ends_the_decoder_is_one_reject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decoder's process has a defect here: it dies of files that begin with BOOM."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\nimport soundfile\n\n_init = soundfile.SoundFile.__init__\n\n"
+        "def init(self, file, *args, **options):\n"
+        "    if isinstance(file, int) and os.pread(file, 4, 0) == b'BOOM':\n        os.abort()\n"
+        "    _init(self, file, *args, **options)\n\nsoundfile.SoundFile.__init__ = init\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    files = [*good("one"), ("two.mp3", b"BOOM"), ("two.txt", b"t"), *good("three")]
+    indexed = index_tars([write(tmp_path / "a.tar", *files)], tmp_path / "set", "c")
+    assert (indexed.written, indexed.rejected) == (2, {"decoder_crash": 1})
+    (reject,) = rejects(tmp_path / "set")
+    assert reject["detail"].startswith("two.mp3: ends the decoder")
+    assert not list((tmp_path / "set" / "_tmp").iterdir())
