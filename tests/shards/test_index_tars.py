@@ -102,11 +102,14 @@ def test_the_set_trains_through_an_overlay_and_moves_with_its_tars(
     (tmp_path / "all").mkdir()
     (tmp_path / "theirs").rename(tmp_path / "all" / "theirs")
     root = tmp_path / "all"
-    index_tars(sorted((root / "theirs").iterdir()), root / "set", "calls")
+    index_tars(sorted((root / "theirs").iterdir()), root / "set", "calls", "CC-BY")
     summary = make_shards(
         dataclasses.replace(job, manifests=(), base=root / "set", out=root / "overlay", prompt="continue")
     )
     assert summary.written == 30
+    assert verify(root / "overlay", pytest.fail).rows_read == 30
+    record = json.loads((root / "overlay" / "dataset.json").read_text())
+    assert record["corpora"] == [{"corpus": "calls", "licence": "CC-BY", "clips": 30}]
     root.rename(tmp_path / "moved")
     before, overlay = ShardSet.open(tmp_path / "moved" / "set"), ShardSet.open(tmp_path / "moved" / "overlay")
     for row in range(30):
