@@ -29,7 +29,16 @@ from shards.manifest import write_rejects
 from shards.prompts import PROMPTS, TRAINED_UNDER
 from shards.report import Speed, write_report
 from shards.store import Store, open_store
-from shards.tasks import DUPLICATES, Commit, NoSpaceError, Task, read_commits, remove_strays
+from shards.tasks import (
+    DUPLICATES,
+    Commit,
+    NoSpaceError,
+    Task,
+    commit_name,
+    job_fingerprint,
+    read_commits,
+    remove_strays,
+)
 from shards.teacher import TeacherSpec
 from shards.writers import TransformersWriter, Writer, model_fingerprint
 
@@ -173,8 +182,9 @@ class _Run:
     def __init__(self, job: ShardJob, store: Store) -> None:
         self._job, self._store = job, store
         self._inputs = job.inputs()
-        self._tasks = self._inputs.tasks
         _claim(job, store, self._inputs)
+        self._fingerprint = job_fingerprint(store)
+        self._tasks = [dataclasses.replace(task, job=self._fingerprint) for task in self._inputs.tasks]
         remove_dead_attempts(store)
         self._commits: dict[int, Commit] = {}
         self._progress = Progress(
@@ -184,9 +194,14 @@ class _Run:
             hours=0.0,
         )
         for commit in read_commits(store):
-            self._add(commit)
+            if commit.job == self._fingerprint:
+                self._add(commit)
+            else:  # of a worker that outlived its driver, whose job had committed nothing when this one took over
+                store.delete(commit_name(commit.task))
 
     def _add(self, commit: Commit) -> None:
+        if commit.job != self._fingerprint:
+            raise ValueError(f"{self._job.out}: another job wrote shard {commit.task}; run the same command again")
         assert commit.inputs == self._tasks[commit.task].size
         assert commit.task not in self._commits
         self._commits[commit.task] = commit

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
 import json
 import zlib
 from collections import Counter
@@ -49,11 +50,15 @@ class NoSpaceError(OSError):
 
 @dataclass(frozen=True)
 class Task:
-    """Shard `number`, of `size` clips: the CLIP_LINE rows `lines`, or all of shard `number` of the base (None)."""
+    """Shard `number`, of `size` clips: the CLIP_LINE rows `lines`, or all of shard `number` of the base (None).
+
+    `job` is the fingerprint of the job that it belongs to.
+    """
 
     number: int
     size: int
     lines: NDArray[np.void] | None = None
+    job: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,11 +79,12 @@ class Answers:
 class Commit:
     """What became of a task. `name` (of tar and index) is None when no clip of it could be used.
 
-    `rejects` names the file in `rejects/`, `tokens` the template whose token counts lie in `tokens/`; `corpora` are
-    the clips written, by corpus and licence.
+    `job` is the one it belongs to (`job_fingerprint`). `rejects` names the file in `rejects/`, `tokens` the template
+    whose token counts lie in `tokens/`; `corpora` are the clips written, by corpus and licence.
     """
 
     task: int
+    job: str
     name: str | None
     rows: int
     bytes: int
@@ -133,10 +139,18 @@ def answer(writer: Writer, clips: Iterable[Clip], prompt: str, teacher: TeacherS
     return Answers(continuations, template.fingerprint, tokens, teachers)
 
 
+def job_fingerprint(store: Store) -> str:
+    """16 hex digits of what job.json says that this root is made from; empty while there is none."""
+    try:
+        return hashlib.blake2b(store.read("job.json"), digest_size=8).hexdigest()
+    except FileNotFoundError:
+        return ""
+
+
 def read_commit(store: Store, number: int) -> Commit | None:
     """The commit of task `number`, or None while there is none. Raises ValueError for a damaged one."""
     try:
-        return _parse_commit(store, _commit_name(number), store.read(_commit_name(number)))
+        return _parse_commit(store, commit_name(number), store.read(commit_name(number)))
     except FileNotFoundError:
         return None
 
@@ -218,6 +232,7 @@ def _write(
     corpora = Counter((utterance.corpus, utterance.licence) for utterance, _ in kept)
     commit = Commit(
         task=task.number,
+        job=task.job,
         name=name,
         rows=len(kept),
         bytes=size if name else 0,
@@ -288,7 +303,9 @@ def _text_fault(utterance: Utterance, prompt: str) -> Reject | None:
 def _commit(store: Store, commit: Commit) -> Commit:
     """Make `commit` the one of its task, unless there is one already; returns the one that counts."""
     data = json.dumps(dataclasses.asdict(commit), indent=1, ensure_ascii=False).encode()
-    if store.create(_commit_name(commit.task), data):
+    if job_fingerprint(store) != commit.job:  # our driver is dead, and its root has been given to another job
+        raise ValueError(f"{store.url}: has become another job's")
+    if store.create(commit_name(commit.task), data):
         return commit
     first = read_commit(store, commit.task)
     assert first is not None
@@ -297,7 +314,8 @@ def _commit(store: Store, commit: Commit) -> Commit:
     return first
 
 
-def _commit_name(number: int) -> str:
+def commit_name(number: int) -> str:
+    """Where the commit of task `number` lies, below the set's root."""
     return f"commits/{number:06d}.json"
 
 

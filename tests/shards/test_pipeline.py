@@ -78,6 +78,18 @@ def test_a_folder_made_from_something_else_is_refused(
         make_shards(replace(job, **change))  # type: ignore[arg-type]
 
 
+def test_a_commit_of_the_job_that_had_the_folder_before_does_not_count(
+    job: ShardJob, make_shards: Make, tmp_path: Path
+) -> None:
+    """Its driver was killed before the first commit, the folder given to another job, and a worker lived on."""
+    old = replace(job, out=tmp_path / "old", prompt="continue")
+    make_shards(old)
+    whole = make_shards(job)
+    (job.out / "dataset.json").unlink()
+    shutil.copy(tmp_path / "old" / "commits" / "000002.json", tmp_path / "out" / "commits" / "000002.json")
+    assert make_shards(job) == whole
+
+
 def test_two_runs_on_one_folder_are_refused(job: ShardJob, make_shards: Make) -> None:
     with folder_lock(job.out), pytest.raises(ValueError, match=f"already in use by process {os.getpid()}"):
         make_shards(job)

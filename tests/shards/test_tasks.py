@@ -21,6 +21,7 @@ from shards.tasks import (
     NoSpaceError,
     Task,
     answer,
+    job_fingerprint,
     read_commit,
     read_commits,
     remove_strays,
@@ -99,6 +100,17 @@ def test_of_two_at_once_one_wins_and_the_other_leaves_nothing(
     assert write(store, clips, "two") == first
     files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     assert files == {*first.files, "commits/000000.json"}
+
+
+def test_a_worker_whose_root_was_given_to_another_job_commits_nothing(store: Store, tmp_path: Path) -> None:
+    clips = [clip(tmp_path, "a")]
+    store.write("job.json", b"{}")
+    mine = job_fingerprint(store)
+    assert write_task(store, Task(0, 1, job=mine), clips, PROMPT, written("one")).job == mine
+    store.write("job.json", b'{"prompt": "another"}')
+    with pytest.raises(ValueError, match="has become another job's"):
+        write_task(store, Task(1, 1, job=mine), clips, PROMPT, written("one"))
+    assert read_commit(store, 1) is None
 
 
 def test_a_task_without_a_usable_clip_is_done_without_a_shard(store: Store, tmp_path: Path) -> None:
