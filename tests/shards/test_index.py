@@ -4,6 +4,7 @@ import io
 import json
 import resource
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shards.index import INDEX_ROW
+from shards.index import INDEX_ROW, decode_array, encode_array
 from shards.shard_set import CorruptSample, Sample, ShardSet
 from tests.shards.sets import edit
 
@@ -135,3 +136,11 @@ def test_a_header_that_claims_much_takes_no_memory(shard_set: ShardSet, rows: in
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert "damaged (" in (opened(root) or "")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+
+
+def test_many_threads_read_arrays_at_once() -> None:
+    """numpy's own parser of headers fails here now and then: it compiles them as Python."""
+    data = encode_array(np.zeros(3, INDEX_ROW))
+    with ThreadPoolExecutor(16) as pool:
+        for rows in pool.map(lambda _: decode_array(data, INDEX_ROW, 3), range(3000)):
+            assert len(rows) == 3
