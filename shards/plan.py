@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -136,8 +137,8 @@ class Plan:
         dealt = self._dealt(epoch)
         first = step * self.micro_batches
         start = int(dealt.ends[first - 1]) if first else 0
-        ends = dealt.ends[first : first + self.micro_batches]
-        return tuple(np.split(dealt.rows[start : ends[-1]], ends[:-1] - start))
+        ends = dealt.ends[first : first + self.micro_batches].tolist()
+        return tuple(dealt.rows[a:b] for a, b in itertools.pairwise([start, *ends]))
 
     def check(self, epochs: int) -> None:
         """Raises ValueError, naming the field and a number that works, when some epoch cannot keep to the caps."""

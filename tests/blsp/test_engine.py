@@ -136,11 +136,14 @@ def world(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(scope="module")
 def two_ranks(world: World) -> list[list[dict[str, Any]]]:
-    """A straight run; one that is stopped in step 5, then the rest of it; one of absurd learning rates; a stage 1."""
+    """A straight run; one that is stopped in step 5, then the rest of it; one of absurd learning rates; one of a cap
+    that is too small; a stage 1."""
     stopped = world.recipe("stopped")
     absurd = world.recipe("absurd", lr=dict.fromkeys(STAGE_2.train, 1e30))
     jobs = [job(world.recipe("straight")), job(stopped, stop_in_step=5), job(stopped), job(absurd)]
-    return trainings(world, 2, [*jobs, job(world.stage_1())])
+    capped = world.recipe("capped")
+    capped["data"] = {**capped["data"], "caps": {"tokens": 10}}
+    return trainings(world, 2, [*jobs, job(capped), job(world.stage_1())])
 
 
 @pytest.mark.usefixtures("two_ranks")
@@ -213,6 +216,20 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step_whenever_it_comes(two_r
 def test_a_stopped_run_and_the_rest_equal_a_straight_run_bit_for_bit(world: World) -> None:
     assert world.log("stopped") == world.log("straight")
     assert world.weights("stopped") == world.weights("straight")
+
+
+def test_a_cap_that_no_plan_can_keep_is_refused_before_the_first_step(world: World, two_ranks: Any) -> None:
+    for results in two_ranks:
+        assert results[4]["error"] == "ValueError"
+        assert "data.caps.tokens = 10 is too small: 24 clips alone exceed it; raise it to" in results[4]["message"]
+    assert not world.log("capped")
+
+
+@pytest.mark.usefixtures("two_ranks")
+def test_the_plan_is_summed_up_in_the_run_folder(world: World) -> None:
+    plan = json.loads((world.root / "straight" / "plan.json").read_text())
+    assert (plan["epoch"], plan["step"]) == (0, 0)
+    assert (plan["first_epoch"]["clips"], plan["first_epoch"]["steps"]) == (24, 4)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_clips(two_ranks: Any) -> None:
