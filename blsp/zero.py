@@ -50,6 +50,10 @@ def config(recipe: TrainRecipe, world_size: int) -> dict[str, Any]:
         # The plan deals the micro-batches; DeepSpeed must not print a line every ten steps beside ours.
         "steps_per_print": 10**9,
     }
+    if recipe.model.dtype == "bfloat16" and recipe.engine.zero_stage >= 2:
+        # A sum in bfloat16 is rounded again for each of a step's many micro-batches. Below stage 2 DeepSpeed has either
+        # no such sum or another optimizer for it.
+        generated["data_types"] = {"grad_accum_dtype": "fp32"}
     return merge(generated, recipe.engine.deepspeed)
 
 

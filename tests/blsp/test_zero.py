@@ -42,6 +42,15 @@ def test_the_recipe_decides(stage: int) -> None:
     assert zero.config(recipe(), 2)["bf16"] == {"enabled": False}
 
 
+@pytest.mark.parametrize(
+    ("dtype", "stage", "added_in"),
+    [("bfloat16", 3, "fp32"), ("bfloat16", 2, "fp32"), ("bfloat16", 0, None), ("float32", 3, None)],
+)
+def test_micro_batches_are_added_up_in_float32(dtype: str, stage: int, added_in: str | None) -> None:
+    made = zero.config(recipe(dtype, zero_stage=stage), 2)
+    assert made.get("data_types", {}).get("grad_accum_dtype") == added_in
+
+
 def test_keys_of_the_recipe_are_put_over_section_by_section() -> None:
     extra = {"zero_optimization": {"reduce_bucket_size": 7}, "steps_per_print": 3}
     made = zero.config(recipe(deepspeed=extra), 2)
