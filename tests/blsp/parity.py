@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,11 +42,8 @@ class GivenIds:
     def suffix(self) -> list[int]:
         return list(self.segments["prefix"])
 
-    def encode(self, text: str) -> list[int]:
-        return list(json.loads(text))
-
-    def response(self, text: str, finished: bool) -> list[int]:
-        return self.encode(text)
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        return [list(json.loads(text)) for text in texts]
 
 
 class ParitySet:
@@ -63,7 +61,8 @@ class ParitySet:
         """One clip as a micro-batch, by the product's own collator."""
         words, response = (json.dumps(sample[name]) for name in ("input", "response"))
         utterance = Utterance(id=sample["id"], audio="", text=words, corpus="x", emotion=EMOTIONS[sample["emotion"]])
-        answer = Continuation(prompt="continue_emotion", text=response, finished=True, writer="x")
+        # Not finished: the authors' end of a turn is among the ids, and longer than one.
+        answer = Continuation(prompt="continue_emotion", text=response, finished=False, writer="x")
         template = cast(ChatTemplate, GivenIds(sample))
         collator = Collator(template, self.model.num_speech_tokens, {"continue_tone": 1}, with_teacher=True)
         clip = Sample(utterance, answer, load_audio(self.folder / f"{sample['id']}.wav"))
