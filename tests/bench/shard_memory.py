@@ -44,7 +44,7 @@ def scan(folder: Path, num_lines: int) -> None:
 
 
 def work(folder: Path, num_clips: int) -> None:
-    """The most that each kind of worker held (PSS) while shards of the largest clips were made."""
+    """The most that each kind of worker held (VmHWM of the kernel) while shards of the largest clips were made."""
     manifest = make_corpus(folder / "corpus", num_clips)
     noise = np.random.default_rng(0).normal(0, 0.1, (30 * 48_000, 2))
     for path in manifest.parent.glob("*.wav"):
@@ -59,13 +59,20 @@ def work(folder: Path, num_clips: int) -> None:
                 line = " ".join(process.cmdline())
                 for kind, mark in _WORKERS.items():
                     if line.startswith(mark) or (mark in line and "-c" in line):
-                        most[kind] = max(most[kind], process.memory_full_info().pss)
-            except psutil.Error:
+                        most[kind] = max(most[kind], _peak_bytes(process.pid))
+            except (psutil.Error, OSError):
                 continue
         time.sleep(0.05)
     assert run.returncode == 0
     for kind, number in most.items():
         print(f"{kind}: {number / 1e6:.0f} MB")
+
+
+def _peak_bytes(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 def main() -> None:
