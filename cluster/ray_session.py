@@ -31,7 +31,9 @@ def ray_session(address: str | None = None, num_cpus: int | None = None) -> Iter
     With an address, the token is the one that Ray looks up itself (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or
     ~/.ray/auth_token). Raises ValueError when nothing answers at `address` or others may read the token.
     """
-    with _environment({"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}):
+    # The first error that a caller gets is told; Ray would print those of all other tasks in flight, with their frames.
+    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_IGNORE_UNHANDLED_ERRORS": "1"}
+    with _environment({**quiet, "RAY_AUTH_MODE": "token"}):
         import ray
 
         if ray.is_initialized():

@@ -61,8 +61,8 @@ def test_a_running_cluster_is_joined_and_left_running() -> None:
     command = [sys.executable, "-c", code, ray.get_runtime_context().gcs_address]
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
-    assert done.stdout == "2\n"
-    assert ray.cluster_resources()["CPU"] == 2
+    assert done.stdout == "4\n"
+    assert ray.cluster_resources()["CPU"] == 4
 
 
 def test_a_token_that_others_can_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
