@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 _ROWS_PER_CHUNK = 512
+_NO_LOGIT = -1e30
 
 
 @dataclass
@@ -74,6 +75,42 @@ def continuation_kl(
 
     rows, at_1 = _chunked(kl_rows, head, hidden, teacher_hidden)
     return rows, at_1
+
+
+def cached_kl(
+    head: nn.Module, hidden: Tensor, ids: Tensor, logits: Tensor, log_z: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """As `continuation_kl`, against the teacher's k likeliest tokens and the rest taken together as one more.
+
+    hidden [R, D]; ids and logits [R, k], a free place -inf; log_z [R, 2] at `temperature` and at 1. Never more than the
+    full KL; what is missing is how the two sides differ within the rest, weighted with the teacher's share of it.
+    """
+
+    def kl_rows(head: nn.Module, hidden: Tensor, ids: Tensor, kept: Tensor, log_z: Tensor) -> tuple[Tensor, ...]:
+        student, kept = head(hidden).float(), kept.float()
+        rows = _lumped_kl(student / temperature, ids, kept / temperature - log_z[:, :1])
+        with torch.no_grad():  # last, as above
+            at_1 = _lumped_kl(student, ids, kept - log_z[:, 1:])
+        return rows, at_1
+
+    rows, at_1 = _chunked(kl_rows, head, hidden, ids, logits, log_z)
+    return rows, at_1
+
+
+def _lumped_kl(student: Tensor, ids: Tensor, log_p: Tensor) -> Tensor:
+    """[C]: student's logits [C, V], and the teacher's log-probabilities [C, k] of the tokens `ids`."""
+    free = log_p.isneginf()  # then, or with k = V, no other token has any probability
+    complete = free.any(1) | (ids.shape[1] >= student.shape[1])
+    mass = log_p.exp().sum(1)
+    over = torch.where(complete, mass, mass.clamp(min=1))  # logits were rounded to float16
+    log_p = log_p - over.log()[:, None]
+    p_rest = (1 - mass).clamp(min=0).masked_fill(complete, 0)
+    log_norm = student.logsumexp(1)
+    log_q = student.gather(1, ids) - log_norm[:, None]
+    # Summed, not 1 minus the others: of a sure student nothing would be left. Not -inf: 0 times it is no number.
+    log_q_rest = student.scatter(1, ids, _NO_LOGIT).logsumexp(1) - log_norm
+    kept = log_p.exp() * (log_p.masked_fill(free, 0) - log_q)
+    return kept.sum(1) + torch.xlogy(p_rest, p_rest) - p_rest * log_q_rest
 
 
 def _kl(student: Tensor, teacher: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from blsp.encoder import Encoder, add_encoder_lora, load_encoder
 from blsp.export import EXPORT_WEIGHTS, export_config
 from blsp.features import AudioWindow
 from blsp.lora import LoraGate, add_lora
-from blsp.losses import Losses, continuation_ce, continuation_kl, emotion_ce
+from blsp.losses import Losses, cached_kl, continuation_ce, continuation_kl, emotion_ce
 from blsp.packing import attention_implementation, bounds
 from blsp.provenance import frozen_weights, refuse_other_weights
 from blsp.recipe import ModelSection, StageSection
@@ -209,7 +209,8 @@ class SpeechLM(nn.Module):
         """A stage's losses over one micro-batch, as sums; `total` is weighted and divided by the planned counts."""
         head = self.llm.get_output_embeddings()
         shift = _KL_SHIFT[stage.kl_shift]
-        teacher = self._read(batch)[batch.text_rows + shift] if "kl" in stage.losses else None
+        live = "kl" in stage.losses and stage.teacher == "live"
+        teacher = self._read(batch)[batch.text_rows + shift] if live else None
         with torch.set_grad_enabled(not {"encoder", "encoder_lora"}.isdisjoint(stage.train)):
             encoded, lengths = self.encoder(batch.waveform, batch.num_samples)
         speech, lengths = self.parts["adapter"](encoded, lengths)
@@ -220,9 +221,14 @@ class SpeechLM(nn.Module):
         ce = kl = kl_t1 = torch.zeros_like(weight)
         if "ce" in stage.losses:
             ce = weight * continuation_ce(head, heard[batch.rows], batch.targets)
-        if teacher is not None:
+        if "kl" in stage.losses:
             student = heard[batch.rows + shift]
-            kl, kl_t1 = (weight * rows for rows in continuation_kl(head, student, teacher, stage.kl_temperature))
+            if teacher is not None:
+                compared = continuation_kl(head, student, teacher, stage.kl_temperature)
+            else:
+                cached = batch.teacher_ids, batch.teacher_logits, batch.teacher_log_z
+                compared = cached_kl(head, student, *cached, stage.kl_temperature)
+            kl, kl_t1 = (weight * rows for rows in compared)
             kl = kl * stage.kl_temperature**2 if stage.kl_t2 else kl
         emotion, correct, labelled = weight.new_zeros(3)
         if "emotion" in stage.losses:

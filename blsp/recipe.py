@@ -124,6 +124,11 @@ class StageSection(Section):
         description="positions that the kl loss compares: 'next', those that predict the response; 'authors', each one "
         "later, as in their code",
     )
+    teacher: Literal["live", "cached"] = Field(
+        "live",
+        description="where the kl loss has the text LLM's predictions from: 'live', the LLM reads the words in each "
+        "step; 'cached', the shards hold them (writer.teacher) for less compute",
+    )
     kl_t2: bool = Field(
         False, description="multiply the kl loss by kl_temperature squared, as Hinton et al.; the authors do not"
     )
@@ -142,6 +147,13 @@ class StageSection(Section):
             yield (
                 ("losses", "kl"),
                 "the text LLM is its own teacher only under the prompt 'continue'; use ce, or prompts: {continue: 1}",
+            )
+        if self.teacher == "cached" and "kl" not in self.losses:
+            yield ("teacher",), "only the loss kl has a teacher; add it to stage.losses, or remove teacher: cached"
+        if self.teacher == "cached" and self.kl_shift == "authors":
+            yield (
+                ("kl_shift",),
+                "'authors' compares what follows the last token, which no shard holds; use 'next', or teacher: live",
             )
         if "lora" in self.train and not {"kl", "ce"} & set(self.losses):
             yield ("train",), "lora learns only through the LLM's output; add the loss kl or ce, or remove lora"
@@ -247,7 +259,13 @@ class TrainRecipe(Section):
 
 class TeacherSection(Section):
     top_k: PositiveInt = Field(32, description="likeliest tokens kept of each distribution; 6 bytes each")
-    temperatures: NonEmpty[PositiveFloat] = Field((1.0, 2.0), description="what stage.kl_temperature may then be")
+    temperatures: NonEmpty[PositiveFloat] = Field(
+        (1.0, 2.0), description="what stage.kl_temperature may then be; 1 is among them, for the log"
+    )
+
+    def problems(self) -> Iterator[Problem]:
+        if 1 not in self.temperatures:
+            yield ("temperatures",), f"{list(self.temperatures)} must hold 1, at which training logs its loss; add it"
 
 
 class WriterSection(Section):

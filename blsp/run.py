@@ -31,7 +31,9 @@ from shards.plan import Plan
 from shards.reader import Reader
 from shards.shard_set import ShardSet
 from shards.sizes import Caps, CostWeights
+from shards.teacher import CachedTeacher, cached_teacher
 from shards.tokens import token_counts
+from shards.writers import model_fingerprint
 
 OnStep = Callable[[int, int, str], None]  # steps done, steps in all, a few words
 
@@ -166,7 +168,8 @@ def _data(recipe: TrainRecipe, model: SpeechLM) -> tuple[ShardSet, Plan, Reader]
         model.template,
         model.num_speech_tokens,
         tasks={str(name): share for name, share in recipe.stage.prompts.items()},
-        with_teacher="kl" in recipe.stage.losses,
+        with_teacher="kl" in recipe.stage.losses and recipe.stage.teacher == "live",
+        cached=_cached_teacher(recipe, model, shard_set),
     )
     counts = token_counts(shard_set, model.template)
     rows = shard_set.rows
@@ -189,6 +192,14 @@ def _data(recipe: TrainRecipe, model: SpeechLM) -> tuple[ShardSet, Plan, Reader]
         num_workers=data.num_workers, augment=Augment(**data.augment.model_dump()) if data.augment else None,
     )  # fmt: skip
     return shard_set, plan, reader
+
+
+def _cached_teacher(recipe: TrainRecipe, model: SpeechLM, shard_set: ShardSet) -> CachedTeacher | None:
+    if recipe.stage.teacher != "cached":
+        return None
+    revision = getattr(model.llm.config, "_commit_hash", None) or recipe.model.revision  # as the writer names itself
+    llm = model_fingerprint(recipe.model.llm, revision)
+    return cached_teacher(shard_set, llm, model.template.fingerprint, recipe.stage.kl_temperature)
 
 
 def _total_steps(recipe: TrainRecipe, plan: Plan) -> int:

@@ -23,6 +23,7 @@ from shards.prompts import PROMPTS, TRAINED_UNDER, ChatTemplate
 from shards.sample import EMOTIONS
 from shards.shard_set import CorruptSample, Sample
 from shards.sizes import Sizes
+from shards.teacher import CachedTeacher
 
 TASKS = (*TRAINED_UNDER.values(), "identify")
 IGNORED_EMOTION = -100
@@ -36,7 +37,8 @@ class Batch:
     """One micro-batch of n clips on one device. T: student tokens, Tt: teacher tokens, R: response tokens.
 
     The step's counts are those of the whole step over all ranks and micro-batches: what losses are divided by, so that
-    a gradient does not depend on how the step was split. Without a teacher the `text_` tensors are empty.
+    a gradient does not depend on how the step was split. The `text_` tensors are empty without a live teacher, the
+    `teacher_` tensors without a cached one.
     """
 
     ids: list[str]
@@ -53,6 +55,9 @@ class Batch:
     text_position_ids: Tensor  # int64 [Tt]
     text_seq_lens: list[int]  # n; their sum is Tt
     text_rows: Tensor  # int64 [R]
+    teacher_ids: Tensor  # int64 [R, k]; the likeliest tokens of a cached teacher
+    teacher_logits: Tensor  # float16 [R, k]; less the largest one
+    teacher_log_z: Tensor  # float32 [R, 2]; log-partition at the training's temperature, and at 1
     emotion: Tensor  # int64 [n]; IGNORED_EMOTION for none
     step_response_tokens: int
     step_labelled: int
@@ -98,11 +103,15 @@ class Collator:
         num_speech_tokens: Callable[[int], int],
         tasks: Mapping[str, float],
         with_teacher: bool,
+        cached: CachedTeacher | None = None,
     ) -> None:
-        """Raises ValueError for an unknown task, a share that is not positive, or a teacher of label prompts."""
+        """`with_teacher` packs what a live teacher reads, `cached` what the shards hold of the teacher's predictions.
+
+        Raises ValueError for an unknown task, a share that is not positive, or a teacher of label prompts.
+        """
         if not tasks or any(task not in TASKS or not share > 0 for task, share in tasks.items()):
             raise ValueError(f"prompts {dict(tasks)}: give positive shares to one or more of {', '.join(TASKS)}")
-        if with_teacher and "identify" in tasks:
+        if (with_teacher or cached) and "identify" in tasks:
             raise ValueError(
                 "the prompt 'identify' has no teacher: the text LLM cannot hear; leave out 'kl' or 'identify'"
             )
@@ -111,6 +120,7 @@ class Collator:
         self._shares = np.cumsum([tasks[task] for task in self.tasks]) / sum(tasks.values())
         self._num_speech_tokens = num_speech_tokens
         self._with_teacher = with_teacher
+        self.cached = cached
 
     def task(self, id_hash: int, seed: int, epoch: int) -> str:
         """The task of a clip in an epoch: a pure function of the three, the same on every rank."""
@@ -161,9 +171,8 @@ class Collator:
         With no clips at all the batch is one filler. Raises ValueError when a continuation was written for another
         task than the clip's.
         """
-        samples = [None if isinstance(sample, CorruptSample) else sample for sample in read] or [None]
         tasks = tasks or [self.tasks[0]]
-        sequences = self._sequences(samples, tasks)
+        samples, sequences, unreadable = self._lay_out(read, tasks)
         waveforms = [np.zeros(_FILLER_SAMPLES, np.int16) if s is None else s.waveform for s in samples]
         student = _pack([(sequence.student, sequence.response) for sequence in sequences])
         taught = sequences if self._with_teacher else []
@@ -188,11 +197,50 @@ class Collator:
             text_position_ids=torch.from_numpy(teacher.position_ids),
             text_seq_lens=teacher.seq_lens,
             text_rows=torch.from_numpy(teacher.rows),
+            **self._predicted(samples, sequences),
             emotion=torch.tensor([_emotion_id(sample) for sample in samples]),
             step_response_tokens=step_response_tokens,
             step_labelled=step_labelled,
-            unreadable=[str(sample) for sample in read if isinstance(sample, CorruptSample)],
+            unreadable=unreadable,
         )
+
+    def _lay_out(
+        self, read: Sequence[Sample | CorruptSample], tasks: Sequence[str]
+    ) -> tuple[list[Sample | None], list[_Sequence], list[str]]:
+        """Samples (None for fillers), their sequences, and about each clip that a filler stands for: which, and why."""
+        samples = [None if isinstance(sample, CorruptSample) else sample for sample in read] or [None]
+        unreadable = [str(sample) for sample in read if isinstance(sample, CorruptSample)]
+        sequences = self._sequences(samples, tasks)
+        for i, (sample, sequence) in enumerate(zip(samples, sequences, strict=True)):
+            if sample is None or self.cached is None:
+                continue
+            predicted, length = 0 if sample.teacher is None else len(sample.teacher), len(sequence.response)
+            if predicted != length:
+                unreadable.append(
+                    f"{sample.utterance.id}: the shard holds predictions for {predicted} tokens of the response, which "
+                    f"has {length}"
+                )
+                samples[i], sequences[i] = None, self._sequence(None, tasks[i], [], [])
+        return samples, sequences, unreadable
+
+    def _predicted(self, samples: Sequence[Sample | None], sequences: Sequence[_Sequence]) -> dict[str, Tensor]:
+        """The `teacher_` tensors; row r is about response token r, as in all others."""
+        if self.cached is None:
+            return {
+                "teacher_ids": torch.empty(0, 0, dtype=torch.int64),
+                "teacher_logits": torch.empty(0, 0, dtype=torch.float16),
+                "teacher_log_z": torch.empty(0, 2),
+            }
+        parts = []
+        for sample, sequence in zip(samples, sequences, strict=True):
+            known = None if sample is None else sample.teacher
+            parts.append(self.cached.filler(len(sequence.response)) if known is None else known)
+        rows = np.concatenate(parts)
+        return {
+            "teacher_ids": torch.from_numpy(rows["ids"].astype(np.int64)),
+            "teacher_logits": torch.from_numpy(rows["logits"].astype(np.float16)),
+            "teacher_log_z": torch.from_numpy(rows["log_z"][:, self.cached.columns].astype(np.float32)),
+        }
 
     def _sequences(self, samples: Sequence[Sample | None], tasks: Sequence[str]) -> list[_Sequence]:
         given = [sample for sample in samples if sample is not None]

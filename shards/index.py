@@ -100,7 +100,7 @@ class AudioAt:
 @dataclass(frozen=True)
 class Description:
     """What of dataset.json reading depends on. `prompt` is None for a set without continuations, `teacher` for one
-    without the LLM's distributions."""
+    without the LLM's distributions; `writers` name all that the continuations depend on."""
 
     dataset_id: str
     prompt: str | None
@@ -108,6 +108,7 @@ class Description:
     shards: tuple[Shard, ...]
     audio_files: tuple[AudioFile, ...]
     teacher: TeacherSpec | None = None
+    writers: tuple[str, ...] = ()
 
 
 def dataset_id(shards: list[Shard]) -> str:
@@ -163,7 +164,11 @@ def _parse(record: dict[str, Any]) -> Description:
     corpora = tuple(dict.fromkeys(_typed(corpus, "corpus", str) for corpus in record["corpora"]))
     prompt = None if record["prompt"] is None else _typed(record, "prompt", str)
     teacher = _teacher(record.get("teacher"))
-    return Description(_typed(record, "dataset_id", str), prompt, corpora, shards, files, teacher)
+    writers = record.get("writers", [])
+    if not isinstance(writers, list) or not all(isinstance(writer, str) for writer in writers):
+        raise ValueError("writers is no list of names")
+    dataset = _typed(record, "dataset_id", str)
+    return Description(dataset, prompt, corpora, shards, files, teacher, tuple(writers))
 
 
 def _teacher(record: Any) -> TeacherSpec | None:

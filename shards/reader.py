@@ -216,7 +216,7 @@ class _Samples(Dataset[dict[str, Any] | Exception]):
 
     def __getitem__(self, order: _Order) -> dict[str, Any] | Exception:
         try:
-            samples = self._shard_set.read_many(order.rows.tolist())
+            samples = self._shard_set.read_many(order.rows.tolist(), self._collator.cached is not None)
             if self._augment is not None:
                 samples = [self._augmented(*each, order.epoch) for each in zip(samples, order.rows, strict=True)]
             batch = self._collator(samples, order.tasks, order.step_response_tokens, order.step_labelled)

@@ -71,7 +71,8 @@ class ShardSet:
     """The samples of one or more shard sets, read as one.
 
     `rows` are all indexes, end to end, with a column `shard`; `corpora` the name of each corpus with its hash in
-    `rows`; `prompt` the one that the continuations were written under, None when there are none.
+    `rows`; `prompt` the one that the continuations were written under, None when there are none; `writers` who wrote
+    them; `teacher` what is kept of the LLM's predictions, None for nothing.
     """
 
     def __init__(self, stores: Sequence[Store], descriptions: Sequence[Description]) -> None:
@@ -80,6 +81,7 @@ class ShardSet:
         self.dataset_id = "+".join(description.dataset_id for description in descriptions)
         self.prompt = descriptions[0].prompt
         self.teacher = descriptions[0].teacher
+        self.writers = tuple(dict.fromkeys(writer for description in descriptions for writer in description.writers))
         self.corpora = {name: name_hash(name) for description in descriptions for name in description.corpora}
         self.shards: list[tuple[Store, Shard]] = []
         self._audio_files: list[StoredFile] = []

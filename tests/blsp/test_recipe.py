@@ -94,6 +94,8 @@ def test_the_resolved_recipe_reads_back_equal(recipe: dict[str, Any]) -> None:
         (STAGE1, "stage.losses.emotion", 1, "stage.losses.emotion", "add 'classifier'"),
         (STAGE1, "stage.train", ["adapter", "adapter"], "stage.train", "once"),
         (STAGE1, "stage.prompts", {"continue_tone": 1}, "stage.losses.kl", "use ce"),
+        (STAGE2, "stage.teacher", "cached", "stage.teacher", "add it to stage.losses, or remove teacher"),
+        (changed(STAGE1, "stage.teacher", "cached"), "stage.kl_shift", "authors", "stage.kl_shift", "use 'next'"),
         (STAGE1, "model.lora", {}, "model.lora", "nothing trains it"),
         (STAGE1, "model.init", "runs/stage1", "model.init", "earlier stage"),
         (STAGE1, "engine.gradient_checkpointing", ["encoder"], "engine.gradient_checkpointing", "remove 'encoder'"),
@@ -191,6 +193,8 @@ def test_shard_recipe_needs_a_manifest() -> None:
     assert ShardRecipe.model_validate({**recipe, "manifests": [], "base": "a"}).manifests == ()
     with pytest.raises(ValidationError, match="prompt"):
         ShardRecipe.model_validate({**recipe, "writer": {**writer, "prompt": "continue_tone"}})
+    with pytest.raises(ValidationError, match=r"\[2.0\] must hold 1, at which training logs its loss; add it"):
+        ShardRecipe.model_validate({**recipe, "writer": {**writer, "teacher": {"temperatures": [2.0]}}})
 
 
 def test_systems_of_an_evaluation_are_told_apart_by_type_and_name() -> None:

@@ -32,6 +32,7 @@ from shards.pipeline import ShardJob
 from shards.sample import EMOTIONS, Continuation
 from shards.store import open_store
 from shards.tasks import Commit, Task, answer, write_task
+from shards.teacher import TeacherSpec
 from shards.writers import Request, Writer
 
 CPU = torch.device("cpu")
@@ -108,9 +109,16 @@ class Echo:
         ]
 
 
-def make_shards(root: Path, prompt: str, num_clips: int, unlabelled: int = 0) -> Path:
+def make_shards(
+    root: Path,
+    prompt: str,
+    num_clips: int,
+    unlabelled: int = 0,
+    llm: Path | None = None,
+    teacher: TeacherSpec | None = None,
+) -> Path:
     """A shard set of clips of 0.3 to 1 s with all five emotions, the first ones without; written by the pipeline's own
-    tasks but not by Ray."""
+    tasks but not by Ray. With an `llm` that one continues the texts, and says what it predicts."""
     random = np.random.default_rng(7)
     root.mkdir(parents=True)
     lines = []
@@ -121,8 +129,9 @@ def make_shards(root: Path, prompt: str, num_clips: int, unlabelled: int = 0) ->
         lines.append(json.dumps({"audio": f"{i:02d}.wav", "text": text, **label}))
     (root / "clips.jsonl").write_text("\n".join(lines))
     build_manifest("jsonl", root / "clips.jsonl", root / "manifest.jsonl")
-    (root / "llm").mkdir()
-    (root / "llm" / "config.json").write_text("{}")
+    if llm is None:
+        (root / "llm").mkdir()
+        (root / "llm" / "config.json").write_text("{}")
 
     def here(
         job: ShardJob, tasks: Sequence[Task], load_writer: Callable[[ShardJob], Writer]
@@ -130,14 +139,15 @@ def make_shards(root: Path, prompt: str, num_clips: int, unlabelled: int = 0) ->
         writer, read_clips, store = load_writer(job), job.clip_reader(), open_store(job.out)
         for task in tasks:
             clips = read_clips(task)
-            yield write_task(store, task, clips, job.prompt, answer(writer, clips, job.prompt))
+            yield write_task(store, task, clips, job.prompt, answer(writer, clips, job.prompt, job.teacher))
 
     job = ShardJob(
-        manifests=(root / "manifest.jsonl",), out=root / "shards", llm=str(root / "llm"), prompt=prompt,
-        clips_per_shard=8, cpu_actors=1,
+        manifests=(root / "manifest.jsonl",), out=root / "shards", llm=str(llm or root / "llm"), prompt=prompt,
+        clips_per_shard=8, cpu_actors=1, max_new_tokens=12, teacher=teacher,
     )  # fmt: skip
     with mock.patch.object(pipeline, "run_tasks", here):
-        pipeline.write_shards(job, lambda progress: None, lambda job: Echo())
+        load_writer: Callable[[ShardJob], Writer] = pipeline.load_transformers_writer if llm else lambda job: Echo()
+        pipeline.write_shards(job, lambda progress: None, load_writer)
     return Path(job.out)
 
 

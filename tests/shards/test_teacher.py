@@ -12,12 +12,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from shards.collate import FILLER_ID, Batch, Collator
 from shards.index import decode_array
 from shards.pipeline import ShardJob, Summary, load_transformers_writer
+from shards.plan import Plan
 from shards.prompts import ChatTemplate
+from shards.reader import Reader
 from shards.remove import Selection, remove
-from shards.shard_set import CorruptSample, ShardSet
-from shards.teacher import TeacherSpec
+from shards.shard_set import CorruptSample, Sample, ShardSet
+from shards.teacher import CachedTeacher, TeacherSpec
+from shards.tokens import token_counts
 from shards.verify import verify
 from shards.writers import Request, TransformersWriter
 from tests.shards.sets import flip, tar_of
@@ -114,3 +118,54 @@ def test_another_teacher_than_dataset_json_says_is_a_lost_sample(taught: ShardSe
     assert isinstance(lost, CorruptSample) and "the teacher's file cannot be read" in str(lost)
     with pytest.raises(ValueError, match="rows"):
         decode_array(taught.teacher_bytes(0), TeacherSpec(9, (1.0, 2.0)).row, None)
+
+
+def collator(template: ChatTemplate) -> Collator:
+    return Collator(template, lambda n: -(-n // 2560), {"continue_tone": 1}, False, CachedTeacher(SPEC, 2.0))
+
+
+def test_a_batch_holds_it_beside_the_response_tokens_that_it_is_about(taught: ShardSet, template: ChatTemplate) -> None:
+    samples = taught.read_many([4, 0, 9], with_teacher=True)
+    batch = collator(template)(samples, ["continue_tone"] * 3, 0, 0)
+    kept = [sample.teacher for sample in samples if isinstance(sample, Sample) and sample.teacher is not None]
+    rows = np.concatenate(kept)
+    assert len(rows) == len(batch.rows) and len(batch.text_input_ids) == len(batch.text_rows) == 0
+    assert np.array_equal(batch.teacher_ids.numpy(), rows["ids"])
+    assert np.array_equal(batch.teacher_logits.numpy(), rows["logits"])
+    assert np.array_equal(batch.teacher_log_z.numpy(), rows["log_z"][:, [1, 0]])  # at 2, and at 1
+    again = Batch.from_arrays(batch.arrays()).to("cpu")
+    assert torch.equal(again.teacher_ids, batch.teacher_ids) and again.teacher_logits.dtype == torch.float16
+
+
+def test_a_clip_whose_predictions_are_not_of_its_response_counts_with_weight_0(
+    taught: ShardSet, template: ChatTemplate
+) -> None:
+    whole, short, bare = taught.read_many([0, 1, 2], with_teacher=True)
+    assert isinstance(short, Sample) and short.teacher is not None and isinstance(bare, Sample)
+    cut, bare = replace(short, teacher=short.teacher[:-1]), replace(bare, teacher=None)
+    corrupt = CorruptSample("row 7: bad")
+    batch = collator(template)([whole, cut, bare, corrupt], ["continue_tone"] * 4, 0, 0)
+    n = len(short.teacher)
+    assert batch.ids[1:] == [FILLER_ID] * 3 and batch.row_weight.tolist()[-3:] == [0, 0, 0]
+    assert batch.row_weight[:-3].all() and len(batch.teacher_ids) == len(batch.rows) == len(batch.row_weight)
+    assert batch.unreadable[0] == "row 7: bad"
+    assert f"predictions for {n - 1} tokens of the response, which has {n}" in batch.unreadable[1]
+    assert "predictions for 0 tokens" in batch.unreadable[2]
+    assert collator(template)([], [], 7, 3).teacher_log_z.shape == (1, 2)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_the_reader_reads_it_where_the_batches_need_it(
+    taught: ShardSet, template: ChatTemplate, num_workers: int
+) -> None:
+    make = collator(template)
+    sizes = make.sizes(taught.rows["num_samples"], token_counts(taught, template))
+    assert not sizes.teacher_tokens.any()
+    plan = Plan(sizes, dataset_id=taught.dataset_id, seed=1, clips_per_step=8, micro_batches=3)
+    reader = Reader(taught, plan, make, rank=0, world_size=2, num_workers=num_workers)
+    _, batches = next(reader.steps())
+    assert len(batches) == 2
+    for batch in batches:
+        assert not batch.unreadable and batch.teacher_ids.shape == (len(batch.rows), SPEC.top_k)
+        mass = (batch.teacher_logits.float() - batch.teacher_log_z[:, 1:]).exp().sum(1)
+        assert (mass <= 1 + 1e-3).all() and (mass > 0).all()
