@@ -247,6 +247,8 @@ def _resume(run: Run) -> None:
     refuse_other_weights(state.frozen, run.stage.model.frozen, str(newest))
     # Read as a recipe of today: a field that came later has its default on both sides.
     before, now = TrainRecipe.model_validate(state.recipe).model_dump(), run.recipe.model_dump()
+    for recipe in (before, now):  # the plan's hash says what the shards hold; where they lie and who reads is free
+        del recipe["data"]["shards"], recipe["data"]["num_workers"]
     changes = [
         change
         for key in ("model", "stage", "data", "optim")

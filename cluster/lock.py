@@ -14,15 +14,18 @@ from pathlib import Path
 def folder_lock(folder: Path) -> Iterator[None]:
     """Hold `folder` (made if missing) while the block runs; the kernel lets go of it however the process ends.
 
-    Raises ValueError naming the process that holds it. The lock is the file `.lock`, which stays behind on purpose:
-    removing it would let two processes lock two different files of that name.
+    Raises ValueError naming the process that holds it, OSError where files cannot be locked. The lock is the file
+    `.lock`, which stays behind on purpose: removing it would let two processes lock two different files of that name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError as error:
+            if not isinstance(error, BlockingIOError):
+                what = f"this file system has no locks ({error.strerror}); use a local disk, or NFS mounted with locks"
+                raise OSError(error.errno, what, str(folder)) from None
             owner = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
             raise ValueError(
                 f"{folder}: already in use by {owner}; wait for it, stop it, or choose another folder"

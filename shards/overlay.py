@@ -12,7 +12,7 @@ from pathlib import Path
 
 from shards.clips import Clip, KeptAudio
 from shards.index import OWN_TAR, AudioAt, AudioFile, Description, read_description
-from shards.shard_set import ShardSet
+from shards.shard_set import CorruptSample, ShardSet
 from shards.store import Store, open_store
 from shards.tasks import Task
 
@@ -34,7 +34,12 @@ class Base:
         shard = self._description.shards[task.number]
         alone = ShardSet([self._store], [dataclasses.replace(self._description, shards=(shard,))])
         clips = []
-        for entry, (utterance, _) in zip(alone.rows, alone.records(range(shard.rows)), strict=True):
+        try:
+            records = alone.records(range(shard.rows))
+        except CorruptSample as error:
+            told = f"`blsp shard verify {self._store.url}` names all damage"
+            raise ValueError(f"{error}; {told}: copy the base again") from None
+        for entry, (utterance, _) in zip(alone.rows, records, strict=True):
             own = entry["audio_file"] == OWN_TAR
             file = task.number if own else len(self._description.shards) + int(entry["audio_file"])
             at = AudioAt(file, int(entry["audio_offset"]), int(entry["audio_size"]), int(entry["audio_crc32"]))

@@ -23,7 +23,7 @@ from shards.actors import run_tasks
 from shards.attempts import attempt, remove_dead_attempts
 from shards.audio import SAMPLE_RATE
 from shards.clips import Clip
-from shards.index import FORMAT, dataset_id
+from shards.index import FORMAT, dataset_id, read_dataset, read_index
 from shards.inputs import FromBase, FromManifests, Inputs, clip_reader
 from shards.manifest import write_rejects
 from shards.prompts import PROMPTS, TRAINED_UNDER
@@ -37,6 +37,7 @@ from shards.tasks import (
     commit_name,
     job_fingerprint,
     read_commits,
+    read_job,
     remove_strays,
 )
 from shards.teacher import TeacherSpec
@@ -140,7 +141,11 @@ def write_shards(
     job = job.absolute()
     store = open_store(job.out)
     with _locked(job, store):
-        run = _Run(job, store)
+        inputs = job.inputs()
+        fingerprint = _claim(job, store, inputs)
+        if "dataset.json" in store.names(""):
+            return _finished(store)
+        run = _Run(job, store, inputs, fingerprint)
         try:
             run.do_missing(on_progress, load_writer)
             return run.finish()
@@ -179,11 +184,8 @@ def _locked(job: ShardJob, store: Store) -> Iterator[None]:
 class _Run:
     """One run of a job: what there is to do, and what is done."""
 
-    def __init__(self, job: ShardJob, store: Store) -> None:
-        self._job, self._store = job, store
-        self._inputs = job.inputs()
-        _claim(job, store, self._inputs)
-        self._fingerprint = job_fingerprint(store)
+    def __init__(self, job: ShardJob, store: Store, inputs: Inputs, fingerprint: str) -> None:
+        self._job, self._store, self._inputs, self._fingerprint = job, store, inputs, fingerprint
         self._tasks = [dataclasses.replace(task, job=self._fingerprint) for task in self._inputs.tasks]
         remove_dead_attempts(store)
         self._commits: dict[int, Commit] = {}
@@ -193,16 +195,24 @@ class _Run:
             total=self._inputs.num_duplicates + sum(task.size for task in self._tasks),
             hours=0.0,
         )
+        present = {f"{folder}/{name}" for folder in ("shards", "index") for name in store.names(folder)}
         for commit in read_commits(store):
-            if commit.job == self._fingerprint:
+            # Another job's: of a worker that outlived its driver, whose job had committed nothing when we took over.
+            shard = commit.shard
+            lost = shard is not None and not present.issuperset((shard.tar, shard.index))
+            if commit.job == self._fingerprint and not lost:
                 self._add(commit)
-            else:  # of a worker that outlived its driver, whose job had committed nothing when this one took over
+            else:
                 store.delete(commit_name(commit.task))
 
     def _add(self, commit: Commit) -> None:
         if commit.job != self._fingerprint:
             raise ValueError(f"{self._job.out}: another job wrote shard {commit.task}; run the same command again")
-        assert commit.inputs == self._tasks[commit.task].size
+        if commit.task >= len(self._tasks) or commit.inputs != self._tasks[commit.task].size:
+            name = commit_name(commit.task)
+            raise ValueError(
+                f"{self._job.out}/{name}: is of no task of this job; delete it and run the same command again"
+            )
         assert commit.task not in self._commits
         self._commits[commit.task] = commit
         now = self._progress
@@ -272,8 +282,7 @@ class _Run:
             hours=sum(commit.num_samples for commit in commits) / SAMPLE_RATE / 3600,
         )
         assert summary.inputs == self._progress.total
-        if "dataset.json" not in self._store.names(""):
-            self._sign(summary, commits)
+        self._sign(summary, commits)
         return summary
 
     def _sign(self, summary: Summary, commits: Sequence[Commit]) -> None:
@@ -290,7 +299,7 @@ class _Run:
             "writers": sorted({commit.writer for commit in commits if commit.writer}),
             "corpora": [{"corpus": name, "licence": licence, "clips": n} for (name, licence), n in by_name],
             "versions": {package: importlib.metadata.version(package) for package in _PACKAGES},
-            "job": json.loads(self._store.read("job.json")),
+            "job": read_job(self._store),
             "audio_files": [dataclasses.asdict(file) for file in self._inputs.audio_files(str(self._job.out))],
             "shards": [dataclasses.asdict(commit.shard) for commit in commits if commit.shard],
         }
@@ -309,8 +318,21 @@ def _megabytes(number: float) -> str:
     return f"{number / 1e6:,.1f} MB"
 
 
-def _claim(job: ShardJob, store: Store, inputs: Inputs) -> None:
-    """Note in job.json what this root is made from. Raises ValueError if it holds shards made from something else."""
+def _finished(store: Store) -> Summary:
+    """What dataset.json says of a set that is finished, which nothing here changes any more. Raises ValueError when a
+    part of it is damaged."""
+    record, description = read_dataset(store)
+    for shard in description.shards:
+        read_index(store, description, shard)
+    try:
+        return Summary(**{field.name: record[field.name] for field in dataclasses.fields(Summary)})
+    except KeyError as error:
+        raise ValueError(f"{store.url}/dataset.json: damaged (no {error}); copy it again") from None
+
+
+def _claim(job: ShardJob, store: Store, inputs: Inputs) -> str:
+    """Note in job.json what this root is made from; returns the fingerprint of it. Raises ValueError if the root holds
+    shards made from something else."""
     wording = PROMPTS[job.prompt]
     settings = {
         "format": FORMAT,
@@ -321,11 +343,13 @@ def _claim(job: ShardJob, store: Store, inputs: Inputs) -> None:
         "max_new_tokens": job.max_new_tokens,
         "teacher": None if job.teacher is None else [job.teacher.top_k, list(job.teacher.temperatures)],
     }
-    if "job.json" in store.names("") and store.names("commits"):
-        before = json.loads(store.read("job.json"))
+    before, finished = read_job(store), "dataset.json" in store.names("")
+    if finished or (before is not None and store.names("commits")):
+        before = before or {}
         changed = [name for name in {**settings, **before} if before.get(name) != settings.get(name)]
         if changed:
             other = ", ".join(changed)
             raise ValueError(f"{job.out}: holds shards made with other {other}; choose another folder or remove it")
     else:
         store.write("job.json", json.dumps(settings, indent=1, ensure_ascii=False).encode())
+    return job_fingerprint(settings)

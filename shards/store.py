@@ -30,6 +30,7 @@ _LASTING = {
     errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
     errno.EEXIST, errno.EINVAL, errno.EOPNOTSUPP,
 }  # fmt: skip
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EXDEV}
 _MAX_OPEN_FILES = 64
 
 T = TypeVar("T")
@@ -175,7 +176,13 @@ class FolderStore:
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
             os.link(temporary, final)  # fails if somebody was faster; a rename would replace what they wrote
-        except FileExistsError:  # over NFS also ours, when the first answer was lost and the question asked again
+        except OSError as error:
+            if error.errno in _NO_LINKS:
+                what = "this file system makes no hard links, with which a shard is committed once; use another disk"
+                raise OSError(error.errno, what, str(self._root)) from None
+            if error.errno != errno.EEXIST:
+                raise
+            # Over NFS also ours, when the first answer was lost and the question asked again
             return temporary.stat().st_nlink > 1
         finally:
             temporary.unlink(missing_ok=True)
@@ -215,6 +222,10 @@ class FolderStore:
     @contextmanager
     def lock(self) -> Iterator[None]:
         with folder_lock(self._root):
+            probe = f"_tmp/{os.getpid()}.probe"
+            self.delete(probe)
+            self.create(probe, b"")  # raises where a commit would, before any work is done
+            self.delete(probe)
             yield
 
     def __del__(self) -> None:

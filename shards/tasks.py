@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 DUPLICATES = "duplicates.jsonl"  # in rejects/, beside the rejects of tasks
 _MAX_COMMIT_BYTES = 2**20
+_MAX_ALL_MISSING = 10
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
 Encode = Callable[[Iterable[Span]], Iterator[EncodedClip | AudioError]]
@@ -139,12 +140,26 @@ def answer(writer: Writer, clips: Iterable[Clip], prompt: str, teacher: TeacherS
     return Answers(continuations, template.fingerprint, tokens, teachers)
 
 
-def job_fingerprint(store: Store) -> str:
-    """16 hex digits of what job.json says that this root is made from; empty while there is none."""
-    try:
-        return hashlib.blake2b(store.read("job.json"), digest_size=8).hexdigest()
-    except FileNotFoundError:
+def job_fingerprint(job: dict[str, Any] | None) -> str:
+    """16 hex digits of what job.json says that a root is made from; empty while there is none."""
+    if job is None:
         return ""
+    return hashlib.blake2b(json.dumps(job, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def read_job(store: Store) -> dict[str, Any] | None:
+    """What job.json says, None while there is none. Raises ValueError for a damaged one."""
+    try:
+        job = json.loads(store.read("job.json"))
+        if not isinstance(job, dict):
+            raise ValueError("not a JSON object")
+        return job
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{store.url}/job.json: damaged ({error}); copy it again, or begin in another folder"
+        ) from None
 
 
 def read_commit(store: Store, number: int) -> Commit | None:
@@ -165,12 +180,20 @@ def read_commits(store: Store) -> Iterator[Commit]:
 def _parse_commit(store: Store, name: str, data: bytes) -> Commit:
     try:
         record = json.loads(data)
-        record["corpora"] = [tuple(corpus) for corpus in record["corpora"]]
-        return Commit(**record)
-    except (KeyError, TypeError, ValueError) as error:
+        record["corpora"] = [(name, licence, int(clips)) for name, licence, clips in record["corpora"]]
+        commit = Commit(**record)
+        if commit_name(commit.task) != name or not all(type(n) is int and n >= 0 for n in _numbers(commit)):
+            raise ValueError("its numbers cannot be right")
+        return commit
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{store.url}/{name}: damaged ({error}); delete it, and the same command makes that shard again"
         ) from None
+
+
+def _numbers(commit: Commit) -> list[object]:
+    counts = [commit.rows, commit.bytes, commit.index_crc32, commit.num_samples]
+    return [*counts, *commit.rejected.values(), *(clips for _, _, clips in commit.corpora)]
 
 
 def encode_here(spans: Iterable[Span]) -> Iterator[EncodedClip | AudioError]:
@@ -187,7 +210,8 @@ def write_task(
 ) -> Commit:
     """Encode, write and commit a task; `answers` are to `requests(clips, prompt)`.
 
-    Bad clips become rejects. Raises NoSpaceError when the disk is full and OSError when it fails otherwise.
+    Bad clips become rejects. Raises NoSpaceError when the disk is full, OSError when it fails otherwise, and ValueError
+    when all audio of a corpus is missing.
     """
     assert len(clips) == task.size
     done = read_commit(store, task.number)
@@ -220,6 +244,7 @@ def _write(
 
     with TarShard(folder / "tar") as shard:
         kept, rejects = _fill(shard, clips, prompt, answers, encode)
+        _refuse_missing_corpora(clips, rejects)
     name, index = None, b""
     if kept:
         name, index = f"{task.number:06d}-{shard.digest}", encode_array(shard.index)
@@ -292,6 +317,20 @@ def _fill(
     return kept, rejects
 
 
+def _refuse_missing_corpora(clips: Sequence[Clip], rejects: Sequence[Reject]) -> None:
+    """A disk that is not mounted must not end as a set without its clips."""
+    missing = {reject.source: reject.detail for reject in rejects if reject.reason == "missing_audio"}
+    corpora = Counter(clip.utterance.corpus for clip in clips)
+    lost = Counter(clip.utterance.corpus for clip in clips if clip.utterance.id in missing)
+    for corpus, number in lost.items():
+        if number == corpora[corpus] > _MAX_ALL_MISSING:
+            example = next(iter(missing.values()))
+            raise ValueError(
+                f"all {number} audio files of {corpus!r} in one shard are missing ({example}); is its disk "
+                "mounted? Then the same command goes on"
+            )
+
+
 def _text_fault(utterance: Utterance, prompt: str) -> Reject | None:
     if not utterance.text.strip():
         return Reject(utterance.id, "no_text", "there is no transcript to continue")
@@ -303,8 +342,8 @@ def _text_fault(utterance: Utterance, prompt: str) -> Reject | None:
 def _commit(store: Store, commit: Commit) -> Commit:
     """Make `commit` the one of its task, unless there is one already; returns the one that counts."""
     data = json.dumps(dataclasses.asdict(commit), indent=1, ensure_ascii=False).encode()
-    if job_fingerprint(store) != commit.job:  # our driver is dead, and its root has been given to another job
-        raise ValueError(f"{store.url}: has become another job's")
+    if job_fingerprint(read_job(store)) != commit.job:  # our driver is dead, or another host's took the root
+        raise ValueError(f"{store.url}: is now being made by another job; choose another folder for one of them")
     if store.create(commit_name(commit.task), data):
         return commit
     first = read_commit(store, commit.task)

@@ -69,6 +69,52 @@ def test_a_finished_set_is_left_as_it_is(job: ShardJob, make_shards: Make) -> No
     assert {path: path.stat().st_mtime_ns for path in files} == files
 
 
+def _forget_a_commit(out: Path) -> None:
+    (out / "commits" / "000002.json").unlink()
+
+
+def _write_job_json_anew(out: Path) -> None:
+    path = out / "job.json"
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=7))
+
+
+@pytest.mark.parametrize("change", [_forget_a_commit, _write_job_json_anew])
+def test_nothing_changes_a_finished_set_any_more(
+    job: ShardJob, corpus: Path, make_shards: Make, change: Callable[[Path], None]
+) -> None:
+    first = make_shards(job)
+    for wav in (corpus.parent / "wav").iterdir():
+        shutil.copy(corpus.parent / "wav" / "00.wav", wav) if wav.name != "00.wav" else None
+    change(job.out)
+    tars = sorted((job.out / "shards").iterdir())
+    assert make_shards(job) == first
+    assert sorted((job.out / "shards").iterdir()) == tars
+    assert len(ShardSet.open(job.out)) == first.written
+    tars[3].unlink()
+    with pytest.raises(ValueError, match=f"{tars[3]}: is missing; copy the shard set again"):
+        make_shards(job)
+
+
+@pytest.mark.parametrize("folder", ["shards", "index"])
+def test_a_committed_shard_whose_file_is_gone_is_made_again(job: ShardJob, make_shards: Make, folder: str) -> None:
+    def stop(state: Progress) -> None:
+        if state.done >= 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_shards(job, stop)
+    sorted((job.out / folder).iterdir())[1].unlink()
+    summary = make_shards(job)
+    assert len(ShardSet.open(job.out)) == summary.written == 23
+
+
+def test_a_damaged_job_json_is_named(job: ShardJob, make_shards: Make) -> None:
+    make_shards(job)
+    (job.out / "job.json").write_text("{")
+    with pytest.raises(ValueError, match=r"job\.json: damaged .*copy it again, or begin in another folder"):
+        make_shards(job)
+
+
 @pytest.mark.parametrize("change", [{"prompt": "continue"}, {"max_new_tokens": 3}, {"clips_per_shard": 5}])
 def test_a_folder_made_from_something_else_is_refused(
     job: ShardJob, make_shards: Make, change: dict[str, object]

@@ -155,3 +155,18 @@ def test_a_root_has_one_writer(tmp_path: Path) -> None:
 def test_a_folder_can_be_pickled_while_its_files_are_open(folder: FolderStore) -> None:
     folder.read_ranges([("a", 0, 1)])
     assert pickle.loads(pickle.dumps(folder)).read_ranges([("a", 1, 2)]) == [b"12"]  # noqa: S301
+
+
+@pytest.mark.parametrize(
+    ("call", "number", "words"),
+    [("os.link", errno.EPERM, "makes no hard links"), ("fcntl.flock", errno.ENOLCK, "has no locks")],
+)
+def test_a_disk_on_which_commits_are_not_safe_is_found_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int, words: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(call, refuse)
+    with pytest.raises(OSError, match=words), store.open_store(tmp_path).lock():
+        pass

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import resource
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -105,12 +106,35 @@ def test_of_two_at_once_one_wins_and_the_other_leaves_nothing(
 def test_a_worker_whose_root_was_given_to_another_job_commits_nothing(store: Store, tmp_path: Path) -> None:
     clips = [clip(tmp_path, "a")]
     store.write("job.json", b"{}")
-    mine = job_fingerprint(store)
+    mine = job_fingerprint({})
     assert write_task(store, Task(0, 1, job=mine), clips, PROMPT, written("one")).job == mine
     store.write("job.json", b'{"prompt": "another"}')
-    with pytest.raises(ValueError, match="has become another job's"):
+    with pytest.raises(ValueError, match="is now being made by another job"):
         write_task(store, Task(1, 1, job=mine), clips, PROMPT, written("one"))
     assert read_commit(store, 1) is None
+
+
+def test_a_disk_that_is_not_mounted_is_no_set_without_its_clips(store: Store, tmp_path: Path) -> None:
+    def gone(name: str, corpus: str) -> Clip:
+        utterance = Utterance(id=name, audio=f"{name}.wav", text="words", corpus=corpus, emotion="sad")
+        return Clip(utterance, f"/nowhere/{name}.wav")
+
+    some = [clip(tmp_path, "a"), *(gone(f"c{i}", "c") for i in range(20))]  # of c one clip is there
+    assert write(store, some, *["on"] * 21).rejected == {"missing_audio": 20}
+    unmounted = [clip(tmp_path, "a"), *(gone(f"d{i}", "d") for i in range(11))]
+    with pytest.raises(ValueError, match=r"all 11 audio files of 'd' .*/nowhere/d\d+.wav.*is its disk mounted\?"):
+        write(store, unmounted, *["on"] * 12, number=1)
+    assert read_commit(store, 1) is None
+
+
+def test_a_commit_that_cannot_be_right_is_named(store: Store, tmp_path: Path) -> None:
+    write(store, [clip(tmp_path, "a")], "one")
+    path = tmp_path / "out" / "commits" / "000000.json"
+    record = json.loads(path.read_text())
+    for change in ({"rows": -1}, {"task": 99}, {"rejected": {"silent": "many"}}, {"corpora": 3}, {"bytes": None}):
+        path.write_text(json.dumps({**record, **change}))
+        with pytest.raises(ValueError, match=r"commits/000000\.json: damaged .*; delete it, and the same command"):
+            read_commit(store, 0)
 
 
 def test_a_task_without_a_usable_clip_is_done_without_a_shard(store: Store, tmp_path: Path) -> None:
