@@ -59,4 +59,4 @@ class DataSection(Section):
     )
     augment: AugmentSection | None = Field(None, description="light changes of the waveform; null for none")
     num_workers: NonNegativeInt = Field(0, description="reader processes per rank; 0 reads in the training process")
-    seed: NonNegativeInt = Field(1, description="fixes the order of clips, dropout and new weights")
+    seed: NonNegativeInt = Field(1, le=2**63 - 1, description="fixes the order of clips, dropout and new weights")

@@ -11,7 +11,7 @@ import hashlib
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,6 +136,7 @@ def _resolve_equal_hashes(
 ) -> NDArray[np.bool_]:
     """Which rows repeat an id. Rows of different ids with one hash are put in the order of their ids."""
     is_duplicate = np.zeros(len(rows), bool)
+    repeats: list[tuple[int, int]] = []  # within one manifest: the row, and the row that has its id first
     equal = rows["id_hash"][1:] == rows["id_hash"][:-1]
     starts = np.flatnonzero(equal & ~np.concatenate([[False], equal[:-1]])) if len(rows) > 1 else np.empty(0, int)
     for start in starts:
@@ -145,21 +146,36 @@ def _resolve_equal_hashes(
         for i, (utterance, row) in enumerate(group):
             rows[start + i] = row
             if i == 0 or group[i - 1][0].id != utterance.id:
-                first = row
+                first = start + i
                 continue
             is_duplicate[start + i] = True
             licences[utterance.corpus, utterance.licence] -= 1
-            if row["manifest"] == first["manifest"]:
-                manifest = manifests[row["manifest"]]
-                taken = f"id {utterance.id!r} was already used in line {_line_number(manifest, first)}"
-                errors.add(manifest, _line_number(manifest, row), taken)
+            if row["manifest"] == rows["manifest"][first]:
+                repeats.append((int(start) + i, int(first)))
+    _tell_repeats(rows, repeats, manifests, errors)
     return is_duplicate
 
 
-def _line_number(manifest: Path, row: np.void) -> int:
-    number, left = 1, int(row["offset"])
+def _tell_repeats(
+    rows: NDArray[np.void], repeats: list[tuple[int, int]], manifests: Sequence[Path], errors: LineErrors
+) -> None:
+    """All are counted, and the first in the order of files and lines are told."""
+    told = sorted(repeats, key=lambda pair: (rows["manifest"][pair[0]], rows["offset"][pair[0]]))[: errors.room]
+    errors.add_untold(len(repeats) - len(told))
+    for number, manifest in enumerate(manifests):
+        pairs = [(rows[row], rows[first]) for row, first in told if rows["manifest"][row] == number]
+        lines = _line_numbers(manifest, {int(row["offset"]) for pair in pairs for row in pair})
+        for row, first in pairs:
+            taken = f"id {_read_line(manifest, row).id!r} was already used in line {lines[int(first['offset'])]}"
+            errors.add(manifest, lines[int(row["offset"])], taken)
+
+
+def _line_numbers(manifest: Path, offsets: Collection[int]) -> dict[int, int]:
+    """The number, from 1, of the line that begins at each offset; the file is read once."""
+    numbers, number, position = {}, 1, 0
     with manifest.open("rb") as file:
-        while left:
-            block = file.read(min(left, 2**20))
-            number, left = number + block.count(b"\n"), left - len(block)
-    return number
+        for offset in sorted(offsets):
+            while position < offset and (block := file.read(min(offset - position, 2**20))):
+                number, position = number + block.count(b"\n"), position + len(block)
+            numbers[offset] = number
+    return numbers

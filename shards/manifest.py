@@ -59,6 +59,15 @@ class LineErrors:
         if len(self._told) < _MAX_ERRORS_SHOWN:
             self._told.append(f"{manifest}:{number}: {error}")
 
+    @property
+    def room(self) -> int:
+        """How many more will be told."""
+        return _MAX_ERRORS_SHOWN - len(self._told)
+
+    def add_untold(self, number: int) -> None:
+        """So many lines more are bad."""
+        self._number += number
+
     def raise_if_any(self) -> None:
         """Raises ValueError with one line `file:line: what is wrong` per bad line."""
         if self:

@@ -8,6 +8,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
+_MAX_EPOCHS = 10_000  # in which a clip of the smallest weight comes once
 _KEY = 2**64 - 1  # of the random order that fractions rotate through; epochs have the keys 0, 1, 2 ...
 
 
@@ -19,12 +20,18 @@ class Mixture:
     ) -> None:
         """`corpus` is each clip's corpus (uint64 [n]), `corpora` what the names stand for there.
 
-        Raises ValueError for a corpus that is not there, or when nothing is left.
+        Raises ValueError for a corpus that is not there, a weight that is too small, or when nothing is left.
         """
         unknown = sorted(set(weights) - set(corpora))
         if unknown:
             raise ValueError(
                 f"data.mixture: the shards hold no corpus {unknown[0]!r}; they hold {', '.join(sorted(corpora))}"
+            )
+        small = [name for name, weight in sorted(weights.items()) if 0 < weight < 1 / _MAX_EPOCHS]
+        if small:
+            raise ValueError(
+                f"data.mixture: {small[0]}: {weights[small[0]]:g} is less than once in {_MAX_EPOCHS:,} epochs, "
+                f"{1 / _MAX_EPOCHS:g}; raise it, or say 0 to leave the corpus out"
             )
         self.weights = {name: _fraction(weight) for name, weight in sorted(weights.items()) if weight != 1}
         self._num_clips = len(corpus)
@@ -57,4 +64,4 @@ class Mixture:
 
 def _fraction(weight: float) -> Fraction:
     """0.1 as 1/10, so that ten epochs make exactly one pass."""
-    return Fraction(str(weight)).limit_denominator(10_000)
+    return Fraction(str(weight)).limit_denominator(_MAX_EPOCHS)

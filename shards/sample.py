@@ -14,6 +14,7 @@ from typing import Any, Self
 
 # The authors' label ids: the position in this tuple is the id that the classifier learns.
 EMOTIONS = ("neutral", "happy", "angry", "sad", "surprise")
+_LONGEST_S = 1e7  # 116 days: what is longer is no second count, and does not fit where spans are computed with
 
 
 def _checked(cls: type, record: Mapping[str, Any], types: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
@@ -53,8 +54,8 @@ _OPTIONAL_NUMBER: tuple[type, ...] = (int, float, type(None))
 class Utterance:
     """One line of a manifest: a span of audio, what was said, and (in emotion corpora) how.
 
-    `audio` is a path, absolute or relative to the manifest's folder. `start_s` and `duration_s` are seconds;
-    `duration_s=None` means "to the end of the file". `emotion` is one of EMOTIONS or None.
+    `audio` is a path, absolute or relative to the manifest's folder. `start_s` and `duration_s` are seconds
+    below 1e7; `duration_s=None` means "to the end of the file". `emotion` is one of EMOTIONS or None.
     """
 
     id: str
@@ -79,6 +80,8 @@ class Utterance:
                 raise ValueError(f"field {name!r} holds half a character (a lone surrogate): {value!r}")
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"field {name!r} must be a finite number, got {value}")
+            if isinstance(value, int | float) and value >= _LONGEST_S:
+                raise ValueError(f"field {name!r} must be below {_LONGEST_S:,.0f} seconds, got {str(value)[:20]}")
         if self.start_s < 0 or (self.duration_s is not None and self.duration_s <= 0):
             raise ValueError(f"start_s={self.start_s}, duration_s={self.duration_s} is not a span of audio")
 

@@ -249,6 +249,7 @@ def test_a_key_given_twice_is_refused(recipe_file: Path) -> None:
         ("stage.train.5=lora", "stage.train is a list of 1; say which, from 0 to 0"),
         ("data.seed=[1", "the value is not YAML: expected ',' or ']', but got '<stream end>'"),
         ("dta.seed=1", "dta: unknown key (nearest: data)"),
+        (f"data.seed={2**63}", f"data.seed: should be less than or equal to {2**63 - 1}, got {2**63}"),
         ("model.lora={rank: 1, rank: 2}", "model.lora.rank: appears twice; keep one"),
     ],
 )

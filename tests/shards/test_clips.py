@@ -113,3 +113,30 @@ def test_a_clip_takes_32_bytes_however_long_its_transcript_is(tmp_path: Path) ->
     assert CLIP_LINE.itemsize == 32 and len(lines.rows) == number
     assert kept < 40 * number + 20_000
     assert peak < 120 * number + 200_000
+
+
+@pytest.mark.parametrize("number", ["1e39", str(10**42), "1" + "0" * 400, "1e7", str(10**7), "1" + "0" * 5000])
+@pytest.mark.parametrize("field", ["start_s", "duration_s"])
+def test_numbers_that_are_no_seconds_are_bad_lines(tmp_path: Path, field: str, number: str) -> None:
+    fine = line("x", **{field: 0.75, "text": "t"})
+    assert len(scan_manifests([write(tmp_path / "a.jsonl", fine)]).rows) == 1
+    manifest = write(tmp_path / "a.jsonl", fine.replace("0.75", number))
+    told = r"Exceeds the limit" if len(number) > 4300 else rf"field '{field}' must be below 10,000,000 seconds, got 1"
+    with pytest.raises(ValueError, match=rf"a\.jsonl:1: {told}"):
+        scan_manifests([manifest])
+
+
+def _bytes_read() -> int:
+    said = dict(entry.split(": ") for entry in Path("/proc/self/io").read_text().splitlines())
+    return int(said["rchar"])
+
+
+def test_a_manifest_full_of_one_id_is_read_a_few_times_and_not_once_per_line(tmp_path: Path) -> None:
+    number = 1500
+    manifest = write(tmp_path / "a.jsonl", *[line("x", text="w" * 4000)] * number)
+    before = _bytes_read()
+    with pytest.raises(ValueError) as error:
+        scan_manifests([manifest])
+    assert _bytes_read() - before < 10 * manifest.stat().st_size
+    told = [f"{manifest}:{i}: id 'x' was already used in line 1" for i in range(2, 12)]
+    assert str(error.value).splitlines() == [*told, f"... and {number - 11} more bad lines"]

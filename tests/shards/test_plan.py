@@ -228,6 +228,15 @@ def test_the_mixture_decides_how_many_steps_an_epoch_has() -> None:
         mixture(corpus, emodb=1)
 
 
+@pytest.mark.parametrize("weight", [1e-5, 6e-5])
+def test_a_weight_that_would_be_rounded_to_nothing_or_up_is_refused(weight: float) -> None:
+    corpus = np.repeat([0, 1], 4)
+    with pytest.raises(ValueError, match=rf"data\.mixture: a: {weight:g} is less than once in 10,000 epochs, 0\.0001"):
+        mixture(corpus, a=weight)
+    assert mixture(corpus, a=1e-4).mean_clips > 4
+    assert mixture(corpus, a=0).mean_clips == 4
+
+
 def chi_square_z(steps: list[np.ndarray], category: np.ndarray) -> float:
     """How many standard deviations the chi-square of (step, category) is above what independence gives."""
     counts = np.array([np.bincount(category[rows], minlength=category.max() + 1) for rows in steps], float)
