@@ -3,7 +3,7 @@
     python -m tests.bench.data [--clips N] [--rounds N] [--only FIGURES] [--audio FOLDER] [--out FILE.json]
 
 Ratios of interleaved runs: the limit, ours and the peers take turns, and each round gives one ratio; printed are the
-median and the range. About five minutes on two idle cores.
+median and the range. About three minutes on two idle cores.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> list[Figure]:
         "plan": lambda: planning.measure(
             arguments.rows, arguments.rows // 20, min(3, arguments.rounds), peers.HAS_LHOTSE
         ),
-        "fetched": lambda: fetched.measure(clips, scratch),
+        "fetched": lambda: fetched.measure(scratch, arguments.clips, arguments.audio),
     }
     figures = []
     for name in PARTS:

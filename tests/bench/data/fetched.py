@@ -11,24 +11,25 @@ from unittest import mock
 from s3fs import S3FileSystem
 
 from shards.store import open_store
-from tests.bench.data.clips import Clips
+from tests.bench.data.clips import make_clips
 from tests.bench.data.figure import Figure
 from tests.bench.data.ours import make_reader, make_set
 from tests.bench.data.timing import Spread
 from tests.shards.s3_server import S3Server
 
 RANKS = 8
+MAX_CLIPS = 250  # for a range the S3 server on loopback reads the whole object
 _NOBODY = {
     "AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nobody", "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
 }  # fmt: skip
 
 
-def measure(clips: Clips, scratch: Path) -> list[Figure]:
+def measure(scratch: Path, num_clips: int, audio: Path | None) -> list[Figure]:
     """Eight readers open the set and go through an epoch: by what the kernel says that this process read from files,
     and by what an S3 server on loopback has sent."""
     root = scratch / "fetched"
-    make_set(clips, root)
+    make_set(make_clips(scratch / "few", min(num_clips, MAX_CLIPS), audio), root)
     _epoch(root, 0)  # what is imported or made on first use is not data
     total = sum(path.stat().st_size for path in (root / "shards").iterdir())
     read = {"a disk": bytes_read(lambda: _all_ranks(root)), "S3": _bytes_sent(root)}
