@@ -6,6 +6,8 @@ report, every connection needs a token, and the token and all session files lie 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import os
 import secrets
@@ -13,6 +15,7 @@ import shutil
 import socket
 import stat
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +23,8 @@ from pathlib import Path
 _OBJECT_STORE_BYTES = 256 * 2**20  # texts and commit records pass through it, never audio
 _MAX_ROOT_LENGTH = 25  # characters; the kernel takes 107 in a socket's path, and Ray and we add 80
 _CONNECT_TIMEOUT_S = 10.0
+_SESSION = "ray-"
+_YOUNG_S = 60.0  # its process may not have locked it yet
 _LOOPBACK = "127.0.0.2"  # Ray replaces 127.0.0.1 by the address of a network card; this one it leaves alone
 
 
@@ -84,12 +89,16 @@ def _ray_is_silent() -> Iterator[None]:
 def _local(num_cpus: int) -> Iterator[None]:
     import ray
 
-    root = tempfile.gettempdir()
-    folder = Path(tempfile.mkdtemp(prefix="ray-", dir=root if len(root) <= _MAX_ROOT_LENGTH else "/tmp"))
+    root = Path(tempfile.gettempdir())
+    root = root if len(str(root)) <= _MAX_ROOT_LENGTH else Path("/tmp")
+    _remove_dead_sessions(root)
+    folder = Path(tempfile.mkdtemp(prefix=_SESSION, dir=root))
     token_file = folder / "token"
     token_file.touch(mode=0o600)
     token_file.write_text(_token())
+    held = os.open(token_file, os.O_RDONLY)
     try:
+        fcntl.flock(held, fcntl.LOCK_EX)
         with _environment({"RAY_AUTH_TOKEN_PATH": str(token_file), "RAY_AUTH_TOKEN": None}), _ray_is_silent():
             ray.init(
                 num_cpus=num_cpus,
@@ -106,6 +115,19 @@ def _local(num_cpus: int) -> Iterator[None]:
                 ray.shutdown()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(held)
+
+
+def _remove_dead_sessions(root: Path) -> None:
+    """Delete our folders whose process was killed: the kernel has let go of the token's lock."""
+    for token_file in root.glob(f"{_SESSION}*/token"):
+        with contextlib.suppress(OSError):  # it lives, is somebody else's, or is gone already
+            found = token_file.stat()
+            if found.st_uid != os.getuid() or time.time() - found.st_mtime < _YOUNG_S:
+                continue
+            with token_file.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(token_file.parent, ignore_errors=True)
 
 
 @contextmanager

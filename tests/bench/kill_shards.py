@@ -166,7 +166,7 @@ def kill_once(
     try:
         _wait_until(lambda: len(list(out.glob("commits/0*.json"))) >= after_commits or run.poll() is not None)
         time.sleep(wait_s)
-        _wait_until(lambda: _kill(run, victim) or run.poll() is not None)
+        _wait_until(lambda: _kill(run, victim) or _is_over(run))
         before = len(list(out.glob("commits/0*.json")))
         output = run.communicate(timeout=120)[0]
     finally:
@@ -187,6 +187,11 @@ def _wait_until(condition: object) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline, "the pipeline makes no progress"
         time.sleep(0.005)
+
+
+def _is_over(run: subprocess.Popen[str]) -> bool:
+    assert run.poll() is None, "the run was over before anything was killed"
+    return False
 
 
 def _kill(run: subprocess.Popen[str], victim: str) -> bool:
