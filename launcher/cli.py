@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from pathlib import Path
@@ -32,11 +33,24 @@ class _Group(TyperGroup):
 
 
 class _ShardGroup(TyperGroup):
-    """A first word that is no command is a recipe."""
+    """A first word that is no command is a recipe, unless there is none of that name and it looks like a command."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         known = args[0] in self.commands or args[0].startswith("-")
+        if not known:
+            self._refuse_misspelt(args[0])
         return super().resolve_command(ctx, args if known else ["recipe", *args])
+
+    def _refuse_misspelt(self, word: str) -> None:
+        from launcher.recipe_files import find
+
+        try:
+            find(word)
+        except ValueError as error:
+            commands = [name for name, command in self.commands.items() if not command.hidden]
+            if nearest := difflib.get_close_matches(word, commands, n=1, cutoff=0.7):
+                what, _, _ = str(error).partition(";")
+                raise ValueError(f"{what}; the nearest command is `blsp shard {nearest[0]}`") from None
 
 
 app = typer.Typer(

@@ -20,9 +20,12 @@ def verify(shards: str, fast: bool) -> int:
         damages = "1 damage" if found.damages == 1 else f"{found.damages} damages"
         print(f"{shards}: {damages} in {found.damaged_shards} of {found.shards} shards")
         return 1
-    looked = f"{found.rows_read} of {found.rows} samples" if fast else f"all {found.rows} samples"
-    hours = found.num_samples / SAMPLE_RATE / 3600
-    print(f"{shards}: intact; {looked} of {found.shards} shards read, {hours:.2f} h, {found.bytes / 1e6:,.1f} MB")
+    size = f"{found.num_samples / SAMPLE_RATE / 3600:.2f} h, {found.bytes / 1e6:,.1f} MB"
+    if fast:
+        looked = f"{found.rows_read} of {found.rows} samples, all sizes and indexes"
+        print(f"{shards}: no damage found; {looked} of {found.shards} shards read, {size}; without --fast all is read")
+    else:
+        print(f"{shards}: intact; all {found.rows} samples of {found.shards} shards read, {size}")
     return 0
 
 

@@ -44,6 +44,8 @@ INDEX_ROW = np.dtype(
 
 _DATASET = "dataset.json"
 _MAX_DATASET_BYTES = 256 * 2**20
+_MAX_OBJECT_BYTES = 64 * 2**20
+_REMEDY = "copy the shard set again, or make it again"
 _NPY_HEADER_BYTES = 4096
 _MAX_TOP_K = 4096
 _BLOCK = 512  # of a tar: before each file there is one
@@ -122,20 +124,33 @@ def read_description(store: Store) -> Description:
     return read_dataset(store)[1]
 
 
+def read_object(store: Store, name: str, remedy: str, max_bytes: int = _MAX_OBJECT_BYTES) -> dict[str, Any]:
+    """The JSON object in a file. Raises ValueError, with `remedy`, for another or none; FileNotFoundError."""
+    try:
+        if store.size(name) > max_bytes:
+            raise ValueError("too large for what it says")
+        record = json.loads(store.read(name).decode())
+        if not isinstance(record, dict):
+            raise ValueError("not a JSON object")
+    except (ValueError, RecursionError) as error:
+        raise damaged(store, name, error, remedy) from None
+    return record
+
+
+def damaged(store: Store, name: str, error: Exception, remedy: str) -> ValueError:
+    """What is said of a file in which `error` was found."""
+    what = f"no {error}" if isinstance(error, KeyError) else str(error)
+    return ValueError(f"{store.url}/{name}: damaged ({what}); {remedy}")
+
+
 def read_dataset(store: Store) -> tuple[dict[str, Any], Description]:
     """Everything that dataset.json says, and what of it reading depends on, checked. Raises as `read_description`."""
     try:
-        if store.size(_DATASET) > _MAX_DATASET_BYTES:
-            raise ValueError("too large for what it says")
-        record = json.loads(store.read(_DATASET).decode())
-        if not isinstance(record, dict):
-            raise ValueError("not a JSON object")
+        record = read_object(store, _DATASET, _REMEDY, _MAX_DATASET_BYTES)
     except FileNotFoundError:
         if "job.json" in store.names(""):
             raise ValueError(f"{store.url}: unfinished; run the same `blsp shard` again, it goes on") from None
         raise ValueError(f"{store.url}: not a shard set; make one with `blsp shard RECIPE`") from None
-    except (ValueError, RecursionError) as error:
-        raise _damaged(store, error) from None
     if record.get("format") != FORMAT:
         raise ValueError(
             f"{store.url}: format {str(record.get('format'))[:20]}, this version reads {FORMAT}; make the shard set "
@@ -144,22 +159,19 @@ def read_dataset(store: Store) -> tuple[dict[str, Any], Description]:
     try:
         return record, _parse(record)
     except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(store, error) from None
+        raise damaged(store, _DATASET, error, _REMEDY) from None
 
 
-def _damaged(store: Store, error: Exception) -> ValueError:
-    what = f"no {error}" if isinstance(error, KeyError) else str(error)
-    return ValueError(f"{store.url}/{_DATASET}: damaged ({what}); copy the shard set again, or make it again")
+def parse_shard(record: Any) -> Shard:
+    """What `dataclasses.asdict` made of a shard. Raises KeyError, TypeError or ValueError for anything else."""
+    shard = Shard(*(_typed(record, key, str if key == "name" else int) for key in Shard.__dataclass_fields__))
+    if not _NAME.fullmatch(shard.name):
+        raise ValueError(f"{shard.name[:80]!r} is no name of a shard")
+    return shard
 
 
 def _parse(record: dict[str, Any]) -> Description:
-    shards = tuple(
-        Shard(*(_typed(shard, key, str if key == "name" else int) for key in Shard.__dataclass_fields__))
-        for shard in record["shards"]
-    )
-    for shard in shards:
-        if not _NAME.fullmatch(shard.name):
-            raise ValueError(f"{shard.name[:80]!r} is no name of a shard")
+    shards = tuple(parse_shard(shard) for shard in record["shards"])
     files = tuple(AudioFile(_typed(file, "path", str), _typed(file, "bytes", int)) for file in record["audio_files"])
     corpora = tuple(dict.fromkeys(_typed(corpus, "corpus", str) for corpus in record["corpora"]))
     prompt = None if record["prompt"] is None else _typed(record, "prompt", str)
@@ -243,15 +255,13 @@ def read_rows(store: Store, audio_files: tuple[AudioFile, ...], shard: Shard) ->
     except FileNotFoundError:
         raise missing(store, shard.index) from None
     except ValueError as error:
-        raise ValueError(
-            f"{store.url}/{shard.index}: damaged ({error}); copy the shard set again, or make it again"
-        ) from None
+        raise damaged(store, shard.index, error, _REMEDY) from None
     return rows
 
 
 def missing(store: Store, name: str) -> ValueError:
     """What is said of a file that dataset.json names and that is not there."""
-    return ValueError(f"{store.url}/{name}: is missing; copy the shard set again, or make it again")
+    return ValueError(f"{store.url}/{name}: is missing; {_REMEDY}")
 
 
 def teacher_offset(rows: NDArray[np.void] | np.void) -> NDArray[np.uint64]:

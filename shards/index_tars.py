@@ -24,12 +24,12 @@ from typing import Any, Self, TextIO
 from shards.audio import AudioError
 from shards.decoder import Decoder, Span
 from shards.foreign import ForeignSample, UnusableError, samples, translate
-from shards.index import FORMAT, AudioAt, AudioFile, Shard, name_hash, read_rows
+from shards.index import FORMAT, AudioAt, AudioFile, Shard, name_hash, parse_shard, read_rows
 from shards.manifest import Reject
 from shards.new_set import NewSet
 from shards.sample import Utterance
 from shards.shard_set import StoredFile, audio_file
-from shards.store import is_url
+from shards.store import Store, is_url, open_store
 from shards.tar import TarShard
 from shards.tar_scan import TarWindow
 
@@ -70,15 +70,17 @@ def index_tars(
     if again := [path for path, times in Counter(paths).items() if times > 1]:
         raise ValueError(f"{again[0]}: named twice")
     job = {"format": FORMAT, "tars": paths, "corpus": corpus, "licence": licence}
+    opened: dict[str, Store] = {}
+    sizes = [_size(audio_file(open_store(out), _absolute(tar), opened)) for tar in tars]  # before anything is written
+    outside = [AudioFile(path, size) for path, size in zip(paths, sizes, strict=True)]
     with NewSet.begin(out, job) as new, _Decoders(new.store.scratch()) as decoders:
-        files = [audio_file(new.store, path) for path in paths]
-        outside = [AudioFile(path, _size(file)) for path, file in zip(paths, files, strict=True)]
+        files = [audio_file(new.store, path, opened) for path in paths]
         total = sum(file.bytes for file in outside)
         parts: list[dict[str, Any]] = []
         seen: set[int] = set()
         going_on = True
         for number, file in enumerate(files):
-            part = new.committed(number) if going_on else None
+            part = new.committed(number, _check_part) if going_on else None
             before, clips = sum(file.bytes for file in outside[:number]), sum(part["inputs"] for part in parts)
             if part is None or not _recall(new, part, outside, number, seen):
                 going_on = False  # what comes later depends on what was a duplicate here
@@ -97,11 +99,15 @@ def index_tars(
 def _seen_from(out: str | Path, tar: str | Path) -> str:
     """The tar's path as dataset.json of `out` names it: relative where it lies beside `out` or deeper, so that both can
     be moved together, else absolute."""
+    absolute = _absolute(tar)
     if is_url(tar):
-        return str(tar)
-    absolute = os.path.normpath(Path(tar).absolute())
+        return absolute
     beside = not is_url(out) and Path(absolute).is_relative_to(Path(out).absolute().parent)
     return os.path.relpath(absolute, Path(out).absolute()) if beside else absolute
+
+
+def _absolute(tar: str | Path) -> str:
+    return str(tar) if is_url(tar) else os.path.normpath(Path(tar).absolute())
 
 
 def _size(file: StoredFile) -> int:
@@ -109,6 +115,17 @@ def _size(file: StoredFile) -> int:
         return file.store.size(file.name)
     except FileNotFoundError:
         raise ValueError(f"{file}: no such file") from None
+
+
+def _check_part(part: dict[str, Any]) -> None:
+    """Raises KeyError, TypeError or ValueError for what `_Tar.index` cannot have returned."""
+    rejected = dict(part["rejected"])
+    numbers = (part["bytes"], part["inputs"], part["unknown_emotions"], *rejected.values())
+    if not isinstance(part["rejected"], dict) or not all(type(number) is int and number >= 0 for number in numbers):
+        raise ValueError("a number in it is none")
+    written = sum(parse_shard(shard).rows for shard in part["shards"])
+    if part["inputs"] != written + sum(rejected.values()):
+        raise ValueError("its numbers do not add up")
 
 
 def _recall(new: NewSet, part: dict[str, Any], outside: Sequence[AudioFile], number: int, seen: set[int]) -> bool:

@@ -14,11 +14,23 @@ from pathlib import Path
 from typing import Any, Self
 
 from shards.audio import SAMPLE_RATE
-from shards.index import FORMAT, AudioFile, Shard, dataset_id, encode_array, read_description
+from shards.index import (
+    FORMAT,
+    AudioFile,
+    Shard,
+    damaged,
+    dataset_id,
+    encode_array,
+    read_description,
+    read_object,
+)
 from shards.store import Store, open_store
 from shards.tar import TarShard
 
 _FOLDERS = ("shards", "index", "commits")
+_BEFORE_A_COMMIT = {"job.json", "rejects", *_FOLDERS}
+_ELSEWHERE = "choose another folder or remove it"
+_AGAIN = "delete this file and run the same command again, which makes that part anew"
 
 
 class NewSet:
@@ -31,29 +43,34 @@ class NewSet:
     @classmethod
     @contextmanager
     def begin(cls, root: str | Path, job: dict[str, Any]) -> Iterator[Self]:
-        """Hold `root` (made if missing) for a set made by `job`. One that is finished may be finished again.
+        """Hold `root` (made if missing) for a set made by `job`. One that is finished may be finished again, and where
+        nothing is committed a job of the same kind takes over: its arguments were wrong.
 
         Raises ValueError when the root holds something else, or another process holds it.
         """
         store = open_store(root)
         with store.lock():
-            present = {name for name in (*store.names(""), *store.folders("")) if not name.startswith((".", "_tmp"))}
-            if present and ("job.json" not in present or json.loads(store.read("job.json")) != job):
-                what = "another shard set" if "dataset.json" in present else "something else"
-                raise ValueError(f"{store.url}: holds {what}; choose another folder or remove it")
-            if not present:
-                store.write("job.json", json.dumps(job, indent=1, ensure_ascii=False).encode())
+            _take(store, job)
             for leftover in store.scratch().iterdir():  # of a killed call: the lock says that nobody else is here
                 if leftover.name != ".lock":
                     leftover.unlink()
             yield cls(store)
 
-    def committed(self, number: int) -> dict[str, Any] | None:
-        """What `commit` was told for this number, None while it was not."""
+    def committed(self, number: int, check: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
+        """What `commit` was told for this number, None while it was not.
+
+        Raises ValueError, with the remedy, when it is damaged, which `check` says by a KeyError, TypeError or
+        ValueError where it is still JSON.
+        """
+        name = _commit_name(number)
         try:
-            record: dict[str, Any] = json.loads(self.store.read(_commit_name(number)))
+            record = read_object(self.store, name, _AGAIN)
         except FileNotFoundError:
             return None
+        try:
+            check(record)
+        except (KeyError, TypeError, ValueError) as error:
+            raise damaged(self.store, name, error, _AGAIN) from None
         return record
 
     def commit(self, number: int, record: dict[str, Any]) -> None:
@@ -108,6 +125,20 @@ class NewSet:
         }
         self.store.write("dataset.json", json.dumps(record, indent=1, ensure_ascii=False).encode())
         return record
+
+
+def _take(store: Store, job: dict[str, Any]) -> None:
+    """Make the root one of `job` if it is not yet. Raises ValueError when it holds something else."""
+    present = {name for name in (*store.names(""), *store.folders("")) if not name.startswith((".", "_tmp"))}
+    if present:
+        before = read_object(store, "job.json", _ELSEWHERE) if "job.json" in present else None
+        if before == job:
+            return
+        same_kind = before is not None and before.keys() == job.keys() and present <= _BEFORE_A_COMMIT
+        if not same_kind or store.names("commits"):
+            what = "another shard set" if "dataset.json" in present else "something else"
+            raise ValueError(f"{store.url}: holds {what}; {_ELSEWHERE}")
+    store.write("job.json", json.dumps(job, indent=1, ensure_ascii=False).encode())
 
 
 def _commit_name(number: int) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,8 +25,10 @@ from shards.index import (
     decode_array,
     encode_array,
     name_hash,
+    parse_shard,
     read_dataset,
     read_description,
+    read_object,
     read_rows,
 )
 from shards.new_set import NewSet
@@ -42,6 +44,16 @@ _MAX_SPEAKERS_READ = 5000
 _FLAC_BYTES_PER_SAMPLE = 1.4
 _SPARE = 1.1
 _MAX_TOLD = 10
+_CORPUS = "a corpus"
+_WORDS = {  # where in the files of a new set words stand that name no speaker and no clip, whatever they are
+    _CORPUS: re.compile(r"corpora\.\d+\.(corpus|0)"),
+    "a licence": re.compile(r"corpora\.\d+\.(licence|1)"),
+    "the prompt": re.compile(r"(job\.)?prompt"),
+    "words of the prompt": re.compile(r"job\.wording\.\d+"),
+    "the LLM": re.compile(r"job\.llm"),
+    "a writer": re.compile(r"writers\.\d+"),
+    "a version": re.compile(r"versions\..*"),
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,13 @@ class Selection:
     def __post_init__(self) -> None:
         if self.speaker is None and self.corpus is None:
             raise ValueError("nothing to remove: say --speaker NAME, --corpus NAME, or both")
+
+    @property
+    def name(self) -> str:
+        """That nobody may be called by any more: the speaker's, else the corpus's."""
+        name = self.corpus if self.speaker is None else self.speaker
+        assert name is not None
+        return name
 
     def __str__(self) -> str:
         parts = [f"{kind} {name!r}" for kind, name in dataclasses.asdict(self).items() if name is not None]
@@ -158,7 +177,7 @@ def _part(
 ) -> dict[str, Any]:
     """What is kept of a shard becomes a shard; returns what `finish` has to know, from an earlier call if there was
     one and it kept the same clips."""
-    part = new.committed(number)
+    part = new.committed(number, _check_part)
     done = Shard(**part["shard"]) if part and part["shard"] else None
     if part is not None and _ids(new.store, done) == set(shard_set.rows["id_hash"][kept].tolist()):
         return part
@@ -187,6 +206,16 @@ def _part(
     }
     new.commit(number, part)
     return part
+
+
+def _check_part(part: dict[str, Any]) -> None:
+    """Raises KeyError, TypeError or ValueError for what `_part` cannot have returned."""
+    rows = 0 if part["shard"] is None else parse_shard(part["shard"]).rows
+    for corpus, licence, clips in part["corpora"]:
+        if type(corpus) is not str or not isinstance(licence, str | None) or type(clips) is not int:
+            raise ValueError("it names no corpora")
+    if type(part["reencoded"]) is not int or sum(clips for _, _, clips in part["corpora"]) != rows:
+        raise ValueError("its numbers do not add up")
 
 
 def _ids(store: Store, shard: Shard | None) -> set[int]:
@@ -248,12 +277,16 @@ def _prove(store: Store, selection: Selection, gone: NDArray[np.uint64], kept: N
         damages.append(f"{store.url}: {len(found)} clips, {len(kept)} were to be kept")
     names, expected = set(_walk(store, "")), _expected(store)
     damages += [f"{store.url}/{name}: belongs to no set" for name in sorted(names - expected)]
-    hashes = gone_ids | {name_hash(name) for name in (selection.speaker, selection.corpus) if name is not None}
-    if selection.speaker is not None and selection.corpus is not None:
-        hashes.discard(name_hash(selection.corpus))  # others of it stay
-    texts = sorted(name for name in names if name.endswith(".json"))
+    texts = sorted(name for name in names & expected if name.endswith(".json"))
+    as_words = set[str]()
     for name in texts:
-        if any(name_hash(text) in hashes for text in _strings(json.loads(store.read(name)))):
+        try:
+            named, as_word = _named(read_object(store, name, "delete it"), selection, gone_ids)
+        except ValueError as error:
+            damages.append(str(error))
+            continue
+        as_words |= as_word
+        if named:
             damages.append(f"{store.url}/{name}: names {selection}, or a removed clip")
     if damages:
         told = "\n".join(damages[:_MAX_TOLD])
@@ -263,7 +296,8 @@ def _prove(store: Store, selection: Selection, gone: NDArray[np.uint64], kept: N
         f"none of the {len(gone_ids)} removed ids is in a record, an index or the name of a tar's member",
         f"each byte of its {verified.shards} tars is in a file of a clip that was kept, in a header or zero, and is "
         "what the hash in the tar's name says",
-        f"all {len(names)} files in it belong to it, and the {len(texts)} that hold words name none of those removed",
+        f"all {len(names)} files in it belong to it, and the {len(texts)} that hold words name none of those removed"
+        + "".join(f"; {selection.name!r} stands there as {kind}" for kind in sorted(as_words)),
     ]
 
 
@@ -285,10 +319,27 @@ def _walk(store: Store, folder: str) -> Iterator[str]:
         yield from _walk(store, below + name)
 
 
-def _strings(value: Any) -> Iterator[str]:
-    """Every text in a JSON value, but not the names of fields."""
+def _named(record: dict[str, Any], selection: Selection, gone_ids: set[int]) -> tuple[bool, set[str]]:
+    """Whether a file of the new set names who was removed or a removed clip, and as what else the same word is there:
+    a speaker may be called as a corpus that stays, or as the prompt."""
+    hashes = gone_ids | {name_hash(selection.name)}
+    named, as_words = False, set[str]()
+    for place, text in _strings(record):
+        kind = next((kind for kind, places in _WORDS.items() if places.fullmatch(place)), None)
+        same = text == selection.name
+        if kind is None:
+            named |= name_hash(text) in hashes
+        elif kind == _CORPUS and selection.speaker is None:
+            named |= same
+        elif same:
+            as_words.add(kind)
+    return named, as_words
+
+
+def _strings(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in a JSON value with its place (`corpora.0.licence`), but not the names of fields."""
     if isinstance(value, str):
-        yield value
+        yield place, value
     elif isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _strings(inner)
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _strings(inner, f"{place}.{key}" if place else str(key))

@@ -87,6 +87,12 @@ class ShardSet:
         self._audio_files: list[StoredFile] = []
         parts = []
         for store, description in zip(stores, descriptions, strict=True):
+            if (description.prompt is None) != (self.prompt is None):
+                without = store if description.prompt is None else stores[0]
+                raise ValueError(
+                    f"{without.url}: holds no continuations, others of these sets do; an overlay (made with "
+                    "`base: SET`) holds the clips of its base and is read without it"
+                )
             if description.prompt != self.prompt:
                 raise ValueError(
                     f"{store.url}: its continuations were written under {description.prompt!r}, those of "
@@ -108,7 +114,10 @@ class ShardSet:
         self.rows: NDArray[np.void] = np.concatenate(parts) if parts else np.empty(0, _ROW)
         hashes = self.rows["id_hash"]
         if len(stores) > 1 and len(np.unique(hashes)) < len(hashes):
-            raise ValueError(f"{self.url}: some utterances are in more than one of these sets; name each set once")
+            raise ValueError(
+                f"{self.url}: some utterances are in more than one of these sets; name each set once, and an overlay "
+                "(made with `base: SET`) without its base, whose clips it holds"
+            )
 
     @classmethod
     def open(cls, *roots: str | Path) -> Self:

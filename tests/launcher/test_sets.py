@@ -45,6 +45,10 @@ def test_a_first_word_that_is_no_command_is_a_recipe(
 ) -> None:
     assert blsp(monkeypatch, "shard", "no_such_recipe", "out=x") == 2
     assert "no recipe file or shipped recipe 'no_such_recipe'" in capsys.readouterr().err
+    for word, command in {"verfy": "verify", "remov": "remove", "indx": "index"}.items():
+        assert blsp(monkeypatch, "shard", word, "set", "--fast") == 2
+        told = f"no recipe file or shipped recipe {word!r}; the nearest command is `blsp shard {command}`\n"
+        assert capsys.readouterr().err == f"blsp: {told}"
     assert blsp(monkeypatch, "shard", "--help") == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "RECIPE [SECTION.FIELD=VALUE]... | COMMAND" in shown
@@ -60,7 +64,9 @@ def test_verify_says_one_line_of_an_intact_set_and_one_per_damage(
         capsys.readouterr().out.splitlines()[-1].startswith(f"{root}: intact; all 6 samples of 2 shards read, 0.00 h, ")
     )
     assert blsp(monkeypatch, "shard", "verify", str(root), "--fast") == 0
-    assert "6 of 6 samples" in capsys.readouterr().out
+    shown = capsys.readouterr().out.splitlines()[-1]
+    assert shown.startswith(f"{root}: no damage found; 6 of 6 samples, all sizes and indexes of 2 shards read, 0.00 h")
+    assert shown.endswith("; without --fast all is read")
     (tar, _) = sorted((root / "shards").iterdir())
     data = tar.read_bytes()
     tar.write_bytes(data[:600] + bytes([data[600] ^ 1]) + data[601:])

@@ -194,6 +194,49 @@ def test_bad_tars_stop_with_their_name_and_nothing_is_extracted(theirs: list[Pat
         index_tars([write(tmp_path / "x.tar", ("a.flac", b"x"))], tmp_path / "other", "calls")
 
 
+def test_a_mistyped_call_leaves_nothing_that_the_right_one_must_not_find(theirs: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    with pytest.raises(ValueError, match=r"0003\.tar: no such file"):
+        index_tars([*theirs, tmp_path / "0003.tar"], out, "calls")
+    assert not out.exists()
+    (tmp_path / "notes.txt").write_text("not a tar")
+    with pytest.raises(ValueError, match=r"notes\.txt: "):
+        index_tars([tmp_path / "notes.txt", *theirs], out, "cals")
+    assert index_tars(theirs, out, "calls").written == 30
+    before = (out / "dataset.json").read_bytes()
+    with pytest.raises(ValueError, match="holds another shard set"):
+        index_tars(theirs, out, "cals")
+    assert (out / "dataset.json").read_bytes() == before
+    assert json.loads((out / "job.json").read_text())["corpus"] == "calls"
+    for name, content in {"theirs.txt": "mine", "job.json": '{"format": 2}'}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text(content)
+        with pytest.raises(ValueError, match="holds something else"):
+            index_tars(theirs, tmp_path / name, "calls")
+        assert [path.name for path in (tmp_path / name).iterdir() if path.is_file() and path.name[0] != "."] == [name]
+        assert (tmp_path / name / name).read_text() == content
+
+
+def test_a_damaged_commit_is_named_with_the_remedy(theirs: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    index_tars(theirs, out, "calls")
+    commit = out / "commits" / "000001.json"
+    good = json.loads(commit.read_text())
+    for content, what in {
+        "{": "Expecting property name", "{}": "no 'rejected'", json.dumps({**good, "bytes": "1"}): "a number in it",
+        json.dumps({**good, "rejected": []}): "a number in it", json.dumps({**good, "inputs": 11}): "its numbers do",
+        json.dumps({**good, "shards": [{**good["shards"][0], "more": 1, "rows": "10"}]}): "rows is '10'",
+    }.items():  # fmt: skip
+        commit.write_text(content)
+        with pytest.raises(ValueError) as told:
+            index_tars(theirs, out, "calls")
+        assert str(told.value).startswith(f"{commit}: damaged ({what}"), told.value
+        assert "; delete this file and run the same command again" in str(told.value)
+    commit.unlink()
+    assert index_tars(theirs, out, "calls").written == 30
+    assert json.loads(commit.read_text()) == good
+
+
 def test_a_killed_call_goes_on_after_the_last_finished_tar(theirs: list[Path], tmp_path: Path) -> None:
     class Killed(BaseException):
         pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +185,48 @@ def test_folders_with_something_else_are_refused_untouched(source: ShardSet, tmp
         remove(source.url, source.url, Selection("anna"))
 
 
+def test_a_corpus_that_is_still_listed_fails_the_proof(
+    source: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = remove_module._about
+    monkeypatch.setattr(
+        remove_module, "_about", lambda record, *rest: real(record, *rest) | {"corpora": record["corpora"]}
+    )
+    with pytest.raises(OSError, match=r"dataset\.json: names corpus 'talks', or a removed clip"):
+        remove(source.url, tmp_path / "out", Selection(corpus="talks"))
+
+
+def test_small_files_that_are_damaged_are_named_with_the_remedy(source: ShardSet, tmp_path: Path) -> None:
+    """Each raised what Python says of it before."""
+    out = tmp_path / "out"
+    remove(source.url, out, Selection("anna"))
+    whole, commit = contents(out), out / "commits" / "000001.json"
+    remedy = "; delete this file and run the same command again"
+    good = json.loads(commit.read_text())
+    for content, what in {
+        "": "Expecting value", "[1]": "not a JSON object", "{}": "no 'shard'", "[" * 100_000: "maximum recursion",
+        json.dumps({**good, "shard": {"name": "x"}}): "no 'rows'", json.dumps({**good, "shard": 3}): "'int' object",
+        json.dumps({**good, "shard": {**good["shard"], "name": "../x"}}): "'../x' is no name of a shard",
+        json.dumps({**good, "corpora": [["calls", None, 1]]}): "its numbers do not add up",
+        json.dumps({**good, "corpora": [["calls", 3, 4]]}): "it names no corpora",
+    }.items():  # fmt: skip
+        commit.write_text(content)
+        with pytest.raises(ValueError) as told:
+            remove(source.url, out, Selection("anna"))
+        assert str(told.value).startswith(f"{commit}: damaged ({what}"), told.value
+        assert remedy in str(told.value)
+    commit.write_bytes(b"")
+    os.truncate(commit, 2**26 + 1)
+    with pytest.raises(ValueError, match="too large for what it says"):
+        remove(source.url, out, Selection("anna"))
+    commit.unlink()
+    remove(source.url, out, Selection("anna"))
+    assert contents(out) == whole
+    (out / "job.json").write_text("{")
+    with pytest.raises(ValueError, match=r"job\.json: damaged \(.*\); choose another folder or remove it"):
+        remove(source.url, out, Selection("anna"))
+
+
 def test_a_damaged_source_is_named_and_not_copied(source: ShardSet, tmp_path: Path) -> None:
     (row,) = [row for row in range(20) if source.record(row)[0].id == "calls/bert/1"]
     flip(tar_of(source, row), int(source.rows["audio_offset"][row]) + 40)
@@ -203,6 +246,45 @@ def test_an_overlay_becomes_a_set_that_stands_by_itself(source: ShardSet, tmp_pa
     assert not json.loads((tmp_path / "out" / "dataset.json").read_text())["audio_files"]
     lines: list[str] = []
     assert verify(tmp_path / "out", lines.append).damages == 0
+
+
+def namesakes(root: Path) -> Path:
+    """Nine clips of a corpus `mead` and one of `CC0`, whose speakers and ids are called as other things are."""
+    flac = encode_flac(np.arange(2000, dtype=np.int16))
+    names = ["mead", "continue", "CC-BY", "w", "2", "q@main", "Say it.", "anna", "bert", "anna"]
+
+    def fill(tar: TarShard) -> None:
+        for i, name in enumerate(names):
+            corpus = "mead" if i < 9 else "CC0"
+            utterance = Utterance(id=f"{i}", audio="a", text="t", corpus=corpus, speaker=name, licence="CC-BY")
+            tar.add(utterance, Continuation(prompt="continue", text="r", finished=True, writer="w"), flac, 2000)
+
+    with NewSet.begin(root, {}) as new:
+        shard = new.write_shard(0, fill)
+        assert shard is not None
+        job = {"llm": "q@main", "prompt": "continue", "wording": ["", "Say it."], "list": ["mead"]}
+        about = {"prompt": "continue", "writers": ["w"], "versions": {"numpy": "2"}, "job": job}
+        corpora = [{"corpus": name, "licence": "CC-BY", "clips": n} for name, n in (("CC0", 1), ("mead", 9))]
+        new.finish([shard], [], 0, {**about, "corpora": corpora})
+    return root
+
+
+@pytest.mark.parametrize(
+    ("selection", "stays"),
+    [
+        (Selection("mead"), "a corpus"), (Selection("mead", "mead"), "a corpus"), (Selection("2"), "a version"),
+        (Selection("continue"), "the prompt"), (Selection("CC-BY"), "a licence"), (Selection("w"), "a writer"),
+        (Selection("q@main"), "the LLM"), (Selection("Say it."), "words of the prompt"),
+        (Selection(corpus="CC0"), None), (Selection("anna"), None),
+    ],
+)  # fmt: skip
+def test_a_speaker_can_be_called_as_something_that_stays(
+    selection: Selection, stays: str | None, tmp_path: Path
+) -> None:
+    removed = remove(namesakes(tmp_path / "set"), tmp_path / "out", selection)
+    assert removed.kept == {"anna": 8}.get(selection.name, 9)
+    said = removed.proved[-1].removeprefix("all 6 files in it belong to it, and the 3 that hold words name none of ")
+    assert said == ("those removed" if stays is None else f"those removed; {selection.name!r} stands there as {stays}")
 
 
 def test_what_a_bug_would_leave_behind_fails_the_proof(
@@ -232,6 +314,13 @@ def test_what_a_bug_would_leave_behind_fails_the_proof(
     assert "dataset.json: names speaker 'anna', or a removed clip" in proof_after(
         lambda root: edit(root, notes="calls/anna/0")
     )
+    assert "dataset.json: names speaker 'anna', or a removed clip" in proof_after(
+        lambda root: edit(root, corpora=[{"corpus": "calls", "licence": "CC0", "speaker": "anna"}])
+    )
+    assert "commits/000001.json: damaged (not a JSON object); delete it" in proof_after(
+        lambda root: (root / "commits" / "000001.json").write_text("[]")
+    )
+    (tmp_path / "out" / "commits" / "000001.json").unlink()
     with monkeypatch.context() as patch:
         patch.setattr(remove_module.Selection, "rows", lambda self, rows: np.arange(len(rows)) % 20 == 0)
         with pytest.raises(OSError, match=r"row 3: is still there\n"):

@@ -10,7 +10,7 @@ import pytest
 from shards.audio import load_audio
 from shards.sample import EMOTIONS, Utterance
 from shards.shard_set import CorruptSample, ShardSet
-from tests.shards.sets import flip, make_overlay, tar_of
+from tests.shards.sets import edit, flip, make_overlay, tar_of
 
 
 def test_every_sample_is_what_went_in(shard_set: ShardSet, corpus: Path) -> None:
@@ -59,6 +59,18 @@ def test_an_overlay_reads_its_words_with_the_audio_of_its_base(shard_set: ShardS
         assert sample.continuation.text == f"Again: {before.continuation.text}"
         assert np.array_equal(sample.waveform, before.waveform)
     assert sum(path.stat().st_size for path in (overlay / "shards").iterdir()) < 6 * 20_480
+
+
+def test_a_base_beside_its_overlay_is_refused_with_the_reason(shard_set: ShardSet, tmp_path: Path) -> None:
+    base, overlay = Path(shard_set.url), make_overlay(shard_set, tmp_path / "overlay")
+    with pytest.raises(
+        ValueError, match=r"an overlay \(made with `base: SET`\) without its base, whose clips it holds"
+    ):
+        ShardSet.open(base, overlay)
+    edit(base, prompt=None)
+    for roots in ((base, overlay), (overlay, base)):
+        with pytest.raises(ValueError, match=rf"^{base}: holds no continuations, others of these sets do; an overlay"):
+            ShardSet.open(*roots)
 
 
 def test_damage_in_the_base_is_damage_of_the_overlay(shard_set: ShardSet, tmp_path: Path) -> None:
