@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from shards.audio import AudioError, EncodedClip, encode_clip
+from shards.audio import AudioError, EncodedClip, encode_clip, load_audio
 
 _HEADER = struct.Struct("<BII")  # kind, number of samples, bytes that follow
 _FLAC, _REJECT, _FAILURE, _DEFECT = range(4)
@@ -56,10 +56,13 @@ class Limits:
 
 
 class Decoder:
-    """`with Decoder() as decoder: for result in decoder.encode(spans): ...`."""
+    """`with Decoder() as decoder: for result in decoder.encode(spans): ...`.
 
-    def __init__(self, limits: Limits | None = None) -> None:
-        self._limits = limits or Limits()
+    With `only_lengths` a clip's `flac` is empty, which spares encoding it where only its length is asked for.
+    """
+
+    def __init__(self, limits: Limits | None = None, *, only_lengths: bool = False) -> None:
+        self._limits, self._only_lengths = limits or Limits(), only_lengths
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -90,7 +93,7 @@ class Decoder:
                 self._end()  # an answer that nobody waits for must not be taken for the next one's
 
     def _ask(self, spans: Iterable[Span]) -> None:
-        self._process = self._process or _start(self._limits)
+        self._process = self._process or _start(self._limits, self._only_lengths)
         assert self._process.stdin is not None
         try:
             for span in spans:
@@ -137,10 +140,10 @@ def _fault(span: Span, code: int, limits: Limits) -> AudioError:
     return AudioError("decoder_crash", f"{span.path}: ends the decoder ({how})")
 
 
-def _start(limits: Limits) -> subprocess.Popen[bytes]:
+def _start(limits: Limits, only_lengths: bool) -> subprocess.Popen[bytes]:
     """A decoder that is ready. Raises OSError with what it said when it does not come up, or is killed each time."""
     for _ in range(_MAX_KILLS):
-        process = _launch(limits)
+        process = _launch(limits, only_lengths)
         assert process.stdout is not None
         if process.stdout.read(len(_READY)) == _READY:
             return process
@@ -150,11 +153,11 @@ def _start(limits: Limits) -> subprocess.Popen[bytes]:
     raise OSError(f"the decoder's process does not start: {said or f'exit code {process.returncode}'}")
 
 
-def _launch(limits: Limits) -> subprocess.Popen[bytes]:
+def _launch(limits: Limits, only_lengths: bool) -> subprocess.Popen[bytes]:
     paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     process = subprocess.Popen(
-        [sys.executable, "-c", f"from shards.decoder import serve, Limits; serve({limits!r})"],
+        [sys.executable, "-c", f"from shards.decoder import serve, Limits; serve({limits!r}, {only_lengths})"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **threads},
     )  # fmt: skip
@@ -183,7 +186,7 @@ def _read_answer(pipe: IO[bytes]) -> EncodedClip | AudioError | None:
     raise RuntimeError(f"a defect in decoding:\n{words}")
 
 
-def serve(limits: Limits) -> None:
+def serve(limits: Limits, only_lengths: bool) -> None:
     """The decoder's side: answers requests on stdin until it ends."""
     replies = os.fdopen(os.dup(1), "wb")
     resource.setrlimit(resource.RLIMIT_DATA, (limits.memory_bytes, limits.memory_bytes))
@@ -196,7 +199,8 @@ def serve(limits: Limits) -> None:
     for line in sys.stdin.buffer:
         signal.setitimer(signal.ITIMER_PROF, limits.cpu_s)  # unhandled: they end this process
         signal.setitimer(signal.ITIMER_REAL, limits.wall_s)
-        kind, num_samples, data = _encode(*json.loads(line))
+        path, start_s, duration_s = json.loads(line)
+        kind, num_samples, data = _encode(path, start_s, duration_s, only_lengths)
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
         replies.write(_HEADER.pack(kind, num_samples, len(data)))
@@ -204,9 +208,11 @@ def serve(limits: Limits) -> None:
         replies.flush()
 
 
-def _encode(path: str, start_s: float, duration_s: float | None) -> tuple[int, int, bytes]:
+def _encode(path: str, start_s: float, duration_s: float | None, only_lengths: bool) -> tuple[int, int, bytes]:
     words: object
     try:
+        if only_lengths:
+            return _FLAC, len(load_audio(Path(path), start_s, duration_s)), b""
         clip = encode_clip(Path(path), start_s, duration_s)
         return _FLAC, clip.num_samples, clip.flac
     except AudioError as error:

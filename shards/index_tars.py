@@ -11,8 +11,8 @@ import importlib.metadata
 import itertools
 import json
 import os
+import tempfile
 import threading
-import uuid
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -73,7 +73,7 @@ def index_tars(
     opened: dict[str, Store] = {}
     sizes = [_size(audio_file(open_store(out), _absolute(tar), opened)) for tar in tars]  # before anything is written
     outside = [AudioFile(path, size) for path, size in zip(paths, sizes, strict=True)]
-    with NewSet.begin(out, job) as new, _Decoders(new.store.scratch()) as decoders:
+    with NewSet.begin(out, job) as new, _Decoders() as decoders:
         files = [audio_file(new.store, path, opened) for path in paths]
         total = sum(file.bytes for file in outside)
         parts: list[dict[str, Any]] = []
@@ -181,21 +181,22 @@ class _Decoding:
 
 
 class _Decoders:
-    """Lengths of audio files, each found by the decoder's process of one of some threads."""
+    """Lengths of audio files, each found by the decoder's process of one of some threads. The audio goes through the
+    machine's own temporary folder: that of the set may lie on NFS."""
 
-    def __init__(self, scratch: Path) -> None:
-        self._scratch, self._mine = scratch, threading.local()
+    def __init__(self) -> None:
+        self._folder, self._mine = tempfile.TemporaryDirectory(prefix="blsp-"), threading.local()
         self._pool = ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1))
-        self._all: list[tuple[Decoder, Path]] = []
+        self._all: list[Decoder] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._pool.shutdown(cancel_futures=True)
-        for decoder, path in self._all:
+        for decoder in self._all:
             decoder.close()
-            path.unlink(missing_ok=True)
+        self._folder.cleanup()
 
     def num_samples(self, data: bytes, name: str) -> Future[int]:
         """At 16 kHz, or AudioError for audio that cannot be used or ends the decoder; `name` is for messages."""
@@ -203,8 +204,9 @@ class _Decoders:
 
     def _decode(self, data: bytes, name: str) -> int:
         if not hasattr(self._mine, "decoder"):
-            self._mine.decoder, self._mine.path = Decoder(), self._scratch / f"{uuid.uuid4().hex}.audio"
-            self._all.append((self._mine.decoder, self._mine.path))
+            self._mine.decoder = Decoder(only_lengths=True)
+            self._mine.path = Path(self._folder.name, str(threading.get_ident()))
+            self._all.append(self._mine.decoder)
         self._mine.path.write_bytes(data)
         (result,) = self._mine.decoder.encode([Span(str(self._mine.path))])
         if isinstance(result, AudioError):

@@ -82,6 +82,17 @@ def test_it_does_what_the_same_process_would_do(tmp_path: Path) -> None:
             assert [isinstance(result, AudioError) for result in results] == [False, True, False, False, True, False]
 
 
+def test_where_only_lengths_are_asked_for_they_are_the_same_and_nothing_is_encoded(tmp_path: Path) -> None:
+    spans = [span(tmp_path, "a"), Span(str(tmp_path / "absent.wav")), span(tmp_path, "b")]
+    spans.append(replace(spans[0], start_s=0.1, duration_s=0.2))
+    with Decoder() as decoder, Decoder(only_lengths=True) as measure:
+        for clip, length in zip(decoder.encode(spans), measure.encode(spans), strict=True):
+            if isinstance(clip, EncodedClip):
+                assert length == EncodedClip(b"", clip.num_samples)
+            else:
+                assert isinstance(length, AudioError) and (length.reason, str(length)) == (clip.reason, str(clip))
+
+
 @pytest.mark.parametrize("how", ["segfault", "abort", "exit"])
 def test_a_file_that_crashes_the_decoder_costs_one_clip(folder: Path, how: str) -> None:
     names = ["a", how, "b", f"{how} too", f"{how} three", "c"]
@@ -138,8 +149,8 @@ def test_somebody_who_kills_it_costs_nothing_until_it_is_too_often(tmp_path: Pat
 def test_one_that_is_killed_while_it_starts_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     launch, launched = decoder_module._launch, []
 
-    def kill_twice(limits: Limits) -> subprocess.Popen[bytes]:
-        process = launch(limits)
+    def kill_twice(limits: Limits, only_lengths: bool) -> subprocess.Popen[bytes]:
+        process = launch(limits, only_lengths)
         launched.append(process)
         if len(launched) < 3:
             process.kill()

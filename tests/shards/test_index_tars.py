@@ -7,6 +7,7 @@ import functools
 import io
 import json
 import tarfile
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -305,6 +306,24 @@ def test_tars_in_a_bucket_are_read_once_and_their_set_may_lie_there_too(
         assert [shard_set.record(row) for row in range(30)] == [local.record(row) for row in range(30)]
         assert all(np.array_equal(shard_set.audio(row), local.audio(row)) for row in range(0, 30, 4))
     assert verify(ROOT, pytest.fail).rows_read == 30
+
+
+def test_audio_on_its_way_to_the_decoder_lies_on_the_machines_own_disk(
+    theirs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The set may lie on NFS, and its `_tmp` with it."""
+    here, own = set[str](), set[Path]()
+    (tmp_path / "own").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "own"))
+
+    def look(done: int, total: int, samples: int) -> None:
+        here.update(path.name for path in (tmp_path / "set" / "_tmp").iterdir())
+        own.update(path for path in (tmp_path / "own").rglob("*") if path.is_file())
+
+    index_tars(theirs, tmp_path / "set", "calls", on_progress=look)
+    assert {name.partition(".")[2] for name in here} <= {"tar", "jsonl"}
+    assert own
+    assert not list((tmp_path / "own").iterdir())
 
 
 def test_audio_that_ends_the_decoder_is_one_reject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
