@@ -29,7 +29,7 @@ from blsp.run import OnStep, Run, join, prepare, together
 from blsp.schedule import learning_rate_factor
 from cluster.lock import folder_lock
 from shards.audio import SAMPLE_RATE
-from shards.collate import Batch
+from shards.batches.collate import Batch
 
 
 class Interrupted(KeyboardInterrupt):

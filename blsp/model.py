@@ -27,7 +27,7 @@ from blsp.packing import attention_implementation, bounds
 from blsp.provenance import frozen_weights, refuse_other_weights
 from blsp.recipe import ModelSection, StageSection
 from blsp.section import Section
-from shards.collate import Batch
+from shards.batches.collate import Batch
 from shards.prompts import ChatTemplate
 from shards.sample import EMOTIONS
 

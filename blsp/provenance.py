@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 
-from shards.writers import model_fingerprint
+from shards.pipeline.writers import model_fingerprint
 
 _PACKAGES = ("torch", "transformers", "deepspeed", "peft", "ray", "numpy", "scikit-learn")
 

@@ -24,16 +24,16 @@ from blsp.tracking import Tracker
 from cluster.files import write_atomically
 from cluster.ports import free_port
 from shards.audio import SAMPLE_RATE
-from shards.augment import Augment
-from shards.collate import Batch, Collator
-from shards.mixture import Mixture
-from shards.plan import Plan
-from shards.reader import Reader
-from shards.shard_set import ShardSet
-from shards.sizes import Caps, CostWeights
-from shards.teacher import CachedTeacher, cached_teacher
-from shards.tokens import token_counts
-from shards.writers import model_fingerprint
+from shards.batches.augment import Augment
+from shards.batches.collate import Batch, Collator
+from shards.batches.mixture import Mixture
+from shards.batches.plan import Plan
+from shards.batches.reader import Reader
+from shards.batches.sizes import Caps, CostWeights
+from shards.pipeline.writers import model_fingerprint
+from shards.sets.shard_set import ShardSet
+from shards.sets.teacher import CachedTeacher, cached_teacher
+from shards.sets.tokens import token_counts
 
 OnStep = Callable[[int, int, str], None]  # steps done, steps in all, a few words
 

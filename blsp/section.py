@@ -9,8 +9,8 @@ from typing import Annotated, Self, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from shards.object_store import parse_url
-from shards.store import is_url
+from shards.sets.object_store import parse_url
+from shards.sets.store import is_url
 
 Problem = tuple[tuple[str, ...], str]  # where (a path of field names) and what is wrong with it, in words
 

@@ -1,8 +1,8 @@
 """Stand-ins for the pretrained parts, trained on the spot for the miniature: a tiny Qwen2 and a tiny Whisper encoder.
 
-With real weights these steps are a download. The LLM learns the closed grammar of `shards.world` from text alone; the
-encoder learns phones and words from the times that espeak-ng reports, which stands in for Whisper's 680,000 hours.
-Both are saved as ordinary Hugging Face folders.
+With real weights these steps are a download. The LLM learns the closed grammar of `shards.miniature.world` from text
+alone; the encoder learns phones and words from the times that espeak-ng reports, which stands in for Whisper's 680,000
+hours. Both are saved as ordinary Hugging Face folders.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from blsp.packing import attention_implementation, bounds
 from blsp.qwen_tokenizer import CHATML
 from shards.audio import load_audio
 from shards.manifest import read_manifest
+from shards.miniature.world import INTERJECTIONS, Sentence, split_sentences
 from shards.prompts import PROMPTS, ChatTemplate
 from shards.sample import EMOTIONS
-from shards.world import INTERJECTIONS, Sentence, split_sentences
 
 OnStep = Callable[[int, int, float], None]  # step, number of steps, loss
 

@@ -31,8 +31,8 @@ def manifest(reader: str, root: Path, out: Path) -> None:
 
 def shard(recipe: ShardRecipe) -> None:
     """Writes the shard set, or what is missing of it, and prints what became of the clips."""
-    from shards import pipeline
-    from shards.teacher import TeacherSpec
+    from shards.pipeline import job as pipeline
+    from shards.sets.teacher import TeacherSpec
 
     asked = recipe.writer.teacher
     job = pipeline.ShardJob(

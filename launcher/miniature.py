@@ -16,7 +16,7 @@ _ENCODER_STEPS, _ENCODER_BATCH = 210, 24
 
 def world(root: Path, seed: int) -> None:
     """Synthesises the corpora asr, ser, dev and test below `root`, as audio files and JSON lines."""
-    from shards.world import takes, write_corpora
+    from shards.miniature.world import takes, write_corpora
 
     corpora = takes(NUM_ASR, NUM_SER, NUM_TEST_GROUPS, NUM_DEV_GROUPS, seed)
     total = sum(len(clips) for clips in corpora.values())

@@ -10,7 +10,7 @@ from launcher.progress import Progress
 def verify(shards: str, fast: bool) -> int:
     """Prints a line per damage, or one line that says what was looked at. Returns the exit code."""
     from shards.audio import SAMPLE_RATE
-    from shards.verify import verify
+    from shards.sets.verify import verify
 
     with on_ctrl_c("stopped; nothing was changed"), Progress() as progress:
         found = verify(
@@ -31,7 +31,7 @@ def verify(shards: str, fast: bool) -> int:
 
 def index(tars: list[str], out: str, corpus: str, licence: str | None) -> None:
     """Makes the set over the tars, and prints what became of their samples."""
-    from shards.index_tars import index_tars
+    from shards.sets.index_tars import index_tars
 
     with on_ctrl_c("stopped; the same command goes on after the last finished tar"), Progress() as progress:
 
@@ -54,7 +54,7 @@ def index(tars: list[str], out: str, corpus: str, licence: str | None) -> None:
 
 def remove(shards: str, out: str, speaker: str | None, corpus: str | None) -> None:
     """Makes the set without them, and prints what became of the clips and what was proved."""
-    from shards.remove import Selection, remove
+    from shards.sets.remove import Selection, remove
 
     selection = Selection(speaker, corpus)
     with on_ctrl_c("stopped; the same command goes on from there"), Progress() as progress:

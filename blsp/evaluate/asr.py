@@ -12,7 +12,7 @@ from transformers import AutoConfig, WhisperConfig, WhisperForConditionalGenerat
 
 from blsp.standins import WordRecogniser
 from shards.audio import SAMPLE_RATE
-from shards.writers import named_in_errors
+from shards.pipeline.writers import named_in_errors
 
 
 class Recogniser(Protocol):

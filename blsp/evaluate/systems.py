@@ -25,8 +25,8 @@ from blsp.features import AudioWindow, log_mel
 from blsp.model import SpeechLM
 from shards.audio import load_audio
 from shards.manifest import read_manifest
+from shards.pipeline.writers import Request, TransformersWriter, Writer, model_fingerprint
 from shards.sample import EMOTIONS, Utterance
-from shards.writers import Request, TransformersWriter, Writer, model_fingerprint
 
 
 def read_labelled(manifest: Path) -> list[Utterance]:

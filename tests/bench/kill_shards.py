@@ -94,7 +94,7 @@ def environment(manifest: Path) -> dict[str, str]:
 def main_of_driver(arguments: Sequence[str]) -> int:
     """As `blsp shard`, with an echo for an LLM."""
     from launcher.errors import exit_code_of
-    from shards import pipeline
+    from shards.pipeline import job as pipeline
     from shards.sample import Continuation
 
     manifest, out, actors = Path(arguments[0]), Path(arguments[1]), int(arguments[2])
@@ -123,7 +123,7 @@ def main_of_driver(arguments: Sequence[str]) -> int:
     lock = (
         nullcontext()
         if "--no-lock" not in arguments
-        else mock.patch("shards.store.folder_lock", lambda _: nullcontext())
+        else mock.patch("shards.sets.store.folder_lock", lambda _: nullcontext())
     )
     with lock:
         return exit_code_of(lambda: _none(pipeline.write_shards(job, tell, load)), debug=False)

@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 import soundfile
 
-from shards.inputs import FromManifests
+from shards.pipeline.inputs import FromManifests
 from tests.bench.kill_shards import ROOT, command, environment, make_corpus
 
 _WORKERS = {"CPU actor": "ray::_CpuActor", "decoder": "shards.decoder", "LLM's actor, without an LLM": "ray::_LlmActor"}

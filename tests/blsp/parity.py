@@ -20,10 +20,10 @@ from blsp.export import export_config
 from blsp.model import SpeechLM
 from blsp.recipe import StageSection
 from shards.audio import load_audio
-from shards.collate import Batch, Collator
+from shards.batches.collate import Batch, Collator
 from shards.prompts import ChatTemplate
 from shards.sample import EMOTIONS, Continuation, Utterance
-from shards.shard_set import Sample
+from shards.sets.shard_set import Sample
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from blsp.losses import _ROWS_PER_CHUNK, cached_kl, continuation_kl
-from shards.teacher import CachedTeacher, TeacherSpec
+from shards.sets.teacher import CachedTeacher, TeacherSpec
 
 WIDTH, VOCABULARY = 16, 200
 Cache = tuple[Tensor, Tensor, Tensor]

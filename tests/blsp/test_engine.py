@@ -26,11 +26,11 @@ from blsp.run import Stage
 from blsp.schedule import learning_rate_factor
 from cluster.lock import folder_lock
 from cluster.ports import free_port
-from shards.collate import Collator
-from shards.plan import Plan
-from shards.reader import Reader
-from shards.shard_set import ShardSet
-from shards.tokens import token_counts
+from shards.batches.collate import Collator
+from shards.batches.plan import Plan
+from shards.batches.reader import Reader
+from shards.sets.shard_set import ShardSet
+from shards.sets.tokens import token_counts
 from tests.blsp.tiny import CPU, LORA, STAGE_1, STAGE_2, make_encoder, make_shards, model_section
 
 pytestmark = pytest.mark.slow

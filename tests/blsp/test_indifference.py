@@ -18,9 +18,9 @@ from transformers import HubertConfig, PreTrainedTokenizerFast, WavLMConfig
 from blsp.model import SpeechLM
 from blsp.run import Stage
 from shards.audio import SAMPLE_RATE
-from shards.collate import Batch, Collator
+from shards.batches.collate import Batch, Collator
 from shards.sample import EMOTIONS, Continuation, Utterance
-from shards.shard_set import Sample
+from shards.sets.shard_set import Sample
 from tests.blsp.tiny import (
     ALL_AT_ONCE,
     CPU,

@@ -23,10 +23,10 @@ from transformers import (
 from blsp.model import SpeechLM
 from blsp.packing import bounds
 from blsp.run import Stage
-from shards.collate import Batch, Collator
+from shards.batches.collate import Batch, Collator
 from shards.prompts import PROMPTS, ChatTemplate
 from shards.sample import Continuation, Utterance
-from shards.shard_set import Sample
+from shards.sets.shard_set import Sample
 from tests.blsp.tiny import CPU, LORA, STAGE_1, WAVE_SIZES, clip, make_encoder, make_wave_encoder, model_section
 from tests.conftest import CHAT_TEMPLATE
 

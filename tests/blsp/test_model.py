@@ -17,9 +17,9 @@ from blsp.losses import Losses
 from blsp.model import SpeechLM, pack
 from blsp.recipe import ModelSection, StageSection
 from blsp.run import Stage, _checkpoint_activations
-from shards.collate import Batch, Collator
+from shards.batches.collate import Batch, Collator
 from shards.sample import EMOTIONS, Continuation, Utterance
-from shards.shard_set import Sample
+from shards.sets.shard_set import Sample
 from tests.blsp.tiny import ALL_AT_ONCE, CPU, LORA, STAGE_1, STAGE_2, clip, make_encoder, model_section
 
 LENGTHS = [5000, 16000, 9000, 12345, 7000, 30000]

@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from blsp.model import SpeechLM
 from blsp.recipe import ModelSection
 from blsp.run import Stage
-from shards.collate import Collator
-from shards.shard_set import ShardSet
+from shards.batches.collate import Collator
+from shards.sets.shard_set import ShardSet
 from tests.blsp.test_engine import finish, start
 from tests.blsp.tiny import ALL_AT_ONCE, CPU, LORA, make_encoder, make_loud_llm, make_shards, model_section
 

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from blsp.data_section import CostSection
 from blsp.recipe import EvalRecipe, ShardRecipe, TrainRecipe
 from blsp.section import Location
-from shards.sizes import CostWeights
+from shards.batches.sizes import CostWeights
 
 STAGE1: dict[str, Any] = {
     "kind": "train",

@@ -11,9 +11,9 @@ from blsp.standins import WordRecogniser, train_encoder, train_llm
 from shards.audio import load_audio
 from shards.corpora import build_manifest
 from shards.manifest import read_manifest
+from shards.miniature.world import sentences, takes, write_corpora
 from shards.prompts import ChatTemplate
 from shards.sample import EMOTIONS
-from shards.world import sentences, takes, write_corpora
 from tests.blsp.tiny import CPU
 
 

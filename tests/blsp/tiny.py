@@ -26,14 +26,14 @@ from transformers import (
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from blsp.recipe import ModelSection, StageSection
-from shards import pipeline
 from shards.corpora import build_manifest
-from shards.pipeline import ShardJob
+from shards.pipeline import job as pipeline
+from shards.pipeline.job import ShardJob
+from shards.pipeline.tasks import Commit, Task, answer, write_task
+from shards.pipeline.writers import Request, Writer
 from shards.sample import EMOTIONS, Continuation
-from shards.store import open_store
-from shards.tasks import Commit, Task, answer, write_task
-from shards.teacher import TeacherSpec
-from shards.writers import Request, Writer
+from shards.sets.store import open_store
+from shards.sets.teacher import TeacherSpec
 
 CPU = torch.device("cpu")
 LORA = {"rank": 4, "alpha": 8, "dropout": 0, "targets": ["q_proj", "v_proj"]}

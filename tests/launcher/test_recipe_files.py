@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from blsp.recipe import KINDS, EvalRecipe, QFormerSection, Recipe, ShardRecipe, TrainRecipe
 from launcher.recipe_files import find, load, load_kind, shipped_recipes
 from launcher.recipe_yaml import RecipeError, to_yaml
-from shards.plan import Plan
-from shards.sizes import Caps, Sizes
+from shards.batches.plan import Plan
+from shards.batches.sizes import Caps, Sizes
 
 GOOD = """\
 kind: train

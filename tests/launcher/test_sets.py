@@ -11,9 +11,9 @@ import pytest
 
 from launcher.cli import main
 from shards.audio import encode_flac
-from shards.new_set import NewSet
 from shards.sample import Utterance
-from shards.tar import TarShard
+from shards.sets.new_set import NewSet
+from shards.sets.tar import TarShard
 
 
 def blsp(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 import soundfile
 
-from shards import object_store, pipeline, store
 from shards.corpora import build_manifest
-from shards.pipeline import Progress, ShardJob, Summary
+from shards.pipeline import job as pipeline
+from shards.pipeline.job import Progress, ShardJob, Summary
+from shards.pipeline.tasks import Commit, Task, answer, write_task
+from shards.pipeline.writers import Request, Writer
 from shards.prompts import ChatTemplate
 from shards.sample import EMOTIONS, Continuation
-from shards.shard_set import ShardSet
-from shards.store import open_store
-from shards.tasks import Commit, Task, answer, write_task
-from shards.writers import Request, Writer
+from shards.sets import object_store, store
+from shards.sets.shard_set import ShardSet
+from shards.sets.store import open_store
 from tests.shards.s3_server import BUCKET, KEY, SECRET, TOKEN, S3Server
 
 NUM_CLIPS = 23

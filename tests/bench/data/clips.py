@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from shards.audio import SAMPLE_RATE, AudioError, encode_flac, load_audio
 from shards.manifest import write_manifest
+from shards.miniature.synth import Prosody, speak
+from shards.miniature.world import OBJECTS, SUBJECTS, TIMES, VERBS
 from shards.sample import EMOTIONS, Utterance
-from shards.synth import Prosody, speak
-from shards.world import OBJECTS, SUBJECTS, TIMES, VERBS
 
 ROOM_TONE = 10 ** (-55 / 20)  # digital silence between words would flatter FLAC
 _VOICES = ("en-us+m3", "en-us+f4", "en-us+f2", "en-us+m7", "en-us+f5", "en-us+m1")

@@ -10,7 +10,7 @@ from unittest import mock
 
 from s3fs import S3FileSystem
 
-from shards.store import open_store
+from shards.sets.store import open_store
 from tests.bench.data.clips import make_clips
 from tests.bench.data.figure import Figure
 from tests.bench.data.ours import make_reader, make_set

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.audio import SAMPLE_RATE
-from shards.sizes import Sizes
+from shards.batches.sizes import Sizes
 
 _SPEECH_TOKENS_PER_S = 6.25
 _PROMPT_TOKENS = 50

@@ -9,18 +9,18 @@ from unittest import mock
 from transformers import PreTrainedTokenizerFast
 
 from blsp.standins import train_tokenizer
-from shards import pipeline
-from shards.collate import Collator
-from shards.pipeline import ShardJob
-from shards.plan import Plan
+from shards.batches.collate import Collator
+from shards.batches.plan import Plan
+from shards.batches.reader import Reader
+from shards.pipeline import job as pipeline
+from shards.pipeline.job import ShardJob
+from shards.pipeline.tasks import Commit, Task, answer, write_task
+from shards.pipeline.writers import Request
 from shards.prompts import ChatTemplate
-from shards.reader import Reader
 from shards.sample import Continuation
-from shards.shard_set import ShardSet
-from shards.store import open_store
-from shards.tasks import Commit, Task, answer, write_task
-from shards.tokens import token_counts
-from shards.writers import Request
+from shards.sets.shard_set import ShardSet
+from shards.sets.store import open_store
+from shards.sets.tokens import token_counts
 from tests.bench.data.clips import Clips
 
 PROMPT = "continue_emotion"

@@ -74,7 +74,7 @@ def _peak_mb() -> float:
 
 def _ours(number: int) -> dict[str, float]:
     """A plan and all its steps; then, as after a restart, a step of another epoch from the state alone."""
-    from shards.plan import Plan
+    from shards.batches.plan import Plan
     from tests.bench.data.lengths import librispeech_like
 
     sizes = librispeech_like(number)

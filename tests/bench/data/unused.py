@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.audio import SAMPLE_RATE
-from shards.plan import Plan
-from shards.sizes import CostWeights, Sizes
+from shards.batches.plan import Plan
+from shards.batches.sizes import CostWeights, Sizes
 from tests.bench.data import peers
 from tests.bench.data.figure import Figure
 from tests.bench.data.lengths import librispeech_like, mixed

@@ -10,8 +10,8 @@ import soundfile
 
 from shards.audio import encode_flac
 from shards.decoder import Decoder
-from shards.store import open_store
-from shards.tasks import answer, write_task
+from shards.pipeline.tasks import answer, write_task
+from shards.sets.store import open_store
 from tests.bench.data import peers
 from tests.bench.data.clips import Clips
 from tests.bench.data.figure import Figure

@@ -1,0 +1,1 @@
+"""From shard sets to micro-batches: plan, reader, collate."""

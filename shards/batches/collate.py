@@ -1,0 +1,308 @@
+"""From samples to a `Batch`: packed tensors, no padding.
+
+Sequences lie end to end, each as `prefix + speech slots + suffix + response`; the teacher's have the transcript's
+tokens where the student hears speech. Row r of the student and row r of the teacher predict the same response token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shards.audio import SAMPLE_RATE
+from shards.batches.sizes import Sizes
+from shards.prompts import PROMPTS, TRAINED_UNDER, ChatTemplate
+from shards.sample import EMOTIONS
+from shards.sets.shard_set import CorruptSample, Sample
+from shards.sets.teacher import CachedTeacher
+
+TASKS = (*TRAINED_UNDER.values(), "identify")
+IGNORED_EMOTION = -100
+FILLER_ID = "filler"
+
+_FILLER_SAMPLES = SAMPLE_RATE // 2
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of n clips on one device. T: student tokens, Tt: teacher tokens, R: response tokens.
+
+    The step's counts are those of the whole step over all ranks and micro-batches: what losses are divided by, so that
+    a gradient does not depend on how the step was split. The `text_` tensors are empty without a live teacher, the
+    `teacher_` tensors without a cached one.
+    """
+
+    ids: list[str]
+    waveform: Tensor  # int16 [sum of num_samples]
+    num_samples: Tensor  # int64 [n]
+    input_ids: Tensor  # int64 [T]; 0 in speech slots
+    speech_mask: Tensor  # bool [T]; True in speech slots
+    position_ids: Tensor  # int64 [T]; from 0 in each sequence
+    seq_lens: list[int]  # n; their sum is T
+    rows: Tensor  # int64 [R]; positions in T whose output predicts the response tokens
+    targets: Tensor  # int64 [R]
+    row_weight: Tensor  # float32 [R]; 0 for fillers
+    text_input_ids: Tensor  # int64 [Tt]
+    text_position_ids: Tensor  # int64 [Tt]
+    text_seq_lens: list[int]  # n; their sum is Tt
+    text_rows: Tensor  # int64 [R]
+    teacher_ids: Tensor  # int64 [R, k]; the likeliest tokens of a cached teacher
+    teacher_logits: Tensor  # float16 [R, k]; less the largest one
+    teacher_log_z: Tensor  # float32 [R, 2]; log-partition at the training's temperature, and at 1
+    emotion: Tensor  # int64 [n]; IGNORED_EMOTION for none
+    step_response_tokens: int
+    step_labelled: int
+    unreadable: list[str]  # about each clip in whose place is a filler: which, and why
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch on another device."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        tensors: dict[str, Any] = {n: value.to(device) for n, value in values.items() if isinstance(value, Tensor)}
+        return dataclasses.replace(self, **tensors)
+
+    def arrays(self) -> dict[str, Any]:
+        """The fields as numpy arrays: they cross a process border without a file descriptor for each tensor."""
+        return {
+            field.name: value.numpy() if isinstance(value := getattr(self, field.name), Tensor) else value
+            for field in dataclasses.fields(self)
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Any]) -> Self:
+        """The batch whose `arrays()` these are."""
+        values: dict[str, Any] = dict(arrays)
+        tensors = {name: torch.from_numpy(value) for name, value in values.items() if isinstance(value, np.ndarray)}
+        return cls(**{**values, **tensors})
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """One clip: student ids with zeros in `slots`, teacher ids, and the response that follows both."""
+
+    student: list[int]
+    slots: slice
+    teacher: list[int]
+    response: list[int]
+
+
+class Collator:
+    """Makes batches. `tasks` are training prompts with their shares; which one a clip gets is drawn anew each epoch."""
+
+    def __init__(
+        self,
+        template: ChatTemplate,
+        num_speech_tokens: Callable[[int], int],
+        tasks: Mapping[str, float],
+        with_teacher: bool,
+        cached: CachedTeacher | None = None,
+    ) -> None:
+        """`with_teacher` packs what a live teacher reads, `cached` what the shards hold of the teacher's predictions.
+
+        Raises ValueError for an unknown task, a share that is not positive, or a teacher of label prompts.
+        """
+        if not tasks or any(task not in TASKS or not share > 0 for task, share in tasks.items()):
+            raise ValueError(f"prompts {dict(tasks)}: give positive shares to one or more of {', '.join(TASKS)}")
+        if (with_teacher or cached) and "identify" in tasks:
+            raise ValueError(
+                "the prompt 'identify' has no teacher: the text LLM cannot hear; leave out 'kl' or 'identify'"
+            )
+        self.template = template
+        self.tasks = tuple(tasks)
+        self._shares = np.cumsum([tasks[task] for task in self.tasks]) / sum(tasks.values())
+        self._num_speech_tokens = num_speech_tokens
+        self._with_teacher = with_teacher
+        self.cached = cached
+
+    def task(self, id_hash: int, seed: int, epoch: int) -> str:
+        """The task of a clip in an epoch: a pure function of the three, the same on every rank."""
+        digest = hashlib.blake2b(f"{seed} {epoch} {id_hash}".encode(), digest_size=8).digest()
+        draw = int.from_bytes(digest, "little") / 2**64
+        return self.tasks[min(int(np.searchsorted(self._shares, draw, side="right")), len(self.tasks) - 1)]
+
+    def label_response(self, emotion: str) -> list[int]:
+        """What is learnt under `identify`."""
+        return self.template.response(emotion, finished=True)
+
+    def sizes(
+        self,
+        num_samples: NDArray[np.integer],
+        counts: NDArray[np.void],
+        heard_samples: Callable[[int], int] = lambda num_samples: num_samples,
+    ) -> Sizes:
+        """What each of n clips brings to a batch, at most: its task and its emotion are left open.
+
+        `num_samples` is [n], `counts` TOKEN_COUNTS [n]; `heard_samples` adds the audio window to a clip's samples.
+        """
+        template = self.template
+        lengths, place = np.unique(num_samples, return_inverse=True)
+        slots = np.array([self._num_speech_tokens(int(n)) for n in lengths], np.int64)[place]
+        heard = np.array([heard_samples(int(n)) for n in lengths], np.int64)[place]
+        written = counts["num_response_tokens"].astype(np.int64)
+        label = max(len(self.label_response(emotion)) for emotion in EMOTIONS)
+        tokens, responses, teacher_tokens = np.zeros_like(slots), np.zeros_like(slots), np.zeros_like(slots)
+        for task in self.tasks:
+            response = np.full_like(written, label) if task == "identify" else written
+            responses = np.maximum(responses, response)
+            tokens = np.maximum(tokens, len(template.prefix(task) + template.suffix()) + slots + response)
+        if self._with_teacher:
+            prompts = [prompt for prompt, task in TRAINED_UNDER.items() if task in self.tasks]
+            prefix = max(len(template.prefix(prompt, emotion)) for prompt in prompts for emotion in EMOTIONS)
+            teacher_tokens = prefix + len(template.suffix()) + counts["num_text_tokens"] + written
+        return Sizes(heard, tokens, teacher_tokens, responses)
+
+    def __call__(
+        self,
+        read: Sequence[Sample | CorruptSample],
+        tasks: Sequence[str],
+        step_response_tokens: int,
+        step_labelled: int,
+    ) -> Batch:
+        """One micro-batch. A silent filler of weight 0 takes the place of a clip that could not be read.
+
+        With no clips at all the batch is one filler. Raises ValueError when a continuation was written for another
+        task than the clip's.
+        """
+        tasks = tasks or [self.tasks[0]]
+        samples, sequences, unreadable = self._lay_out(read, tasks)
+        waveforms = [np.zeros(_FILLER_SAMPLES, np.int16) if s is None else s.waveform for s in samples]
+        student = _pack([(sequence.student, sequence.response) for sequence in sequences])
+        taught = sequences if self._with_teacher else []
+        teacher = _pack([(sequence.teacher, sequence.response) for sequence in taught])
+        speech_mask = np.zeros(len(student.ids), bool)
+        starts = itertools.accumulate(student.seq_lens[:-1], initial=0)
+        for start, sequence in zip(starts, sequences, strict=True):
+            speech_mask[start + sequence.slots.start : start + sequence.slots.stop] = True
+        weights = [np.full(len(q.response), s is not None, np.float32) for s, q in zip(samples, sequences, strict=True)]
+        return Batch(
+            ids=[FILLER_ID if sample is None else sample.utterance.id for sample in samples],
+            waveform=torch.from_numpy(np.concatenate(waveforms)),
+            num_samples=torch.tensor([len(waveform) for waveform in waveforms]),
+            input_ids=torch.from_numpy(student.ids),
+            speech_mask=torch.from_numpy(speech_mask),
+            position_ids=torch.from_numpy(student.position_ids),
+            seq_lens=student.seq_lens,
+            rows=torch.from_numpy(student.rows),
+            targets=torch.tensor([token for sequence in sequences for token in sequence.response]),
+            row_weight=torch.from_numpy(np.concatenate(weights)),
+            text_input_ids=torch.from_numpy(teacher.ids),
+            text_position_ids=torch.from_numpy(teacher.position_ids),
+            text_seq_lens=teacher.seq_lens,
+            text_rows=torch.from_numpy(teacher.rows),
+            **self._predicted(samples, sequences),
+            emotion=torch.tensor([_emotion_id(sample) for sample in samples]),
+            step_response_tokens=step_response_tokens,
+            step_labelled=step_labelled,
+            unreadable=unreadable,
+        )
+
+    def _lay_out(
+        self, read: Sequence[Sample | CorruptSample], tasks: Sequence[str]
+    ) -> tuple[list[Sample | None], list[_Sequence], list[str]]:
+        """Samples (None for fillers), their sequences, and about each clip that a filler stands for: which, and why."""
+        samples = [None if isinstance(sample, CorruptSample) else sample for sample in read] or [None]
+        unreadable = [str(sample) for sample in read if isinstance(sample, CorruptSample)]
+        sequences = self._sequences(samples, tasks)
+        for i, (sample, sequence) in enumerate(zip(samples, sequences, strict=True)):
+            if sample is None or self.cached is None:
+                continue
+            predicted, length = 0 if sample.teacher is None else len(sample.teacher), len(sequence.response)
+            if predicted != length:
+                unreadable.append(
+                    f"{sample.utterance.id}: the shard holds predictions for {predicted} tokens of the response, which "
+                    f"has {length}"
+                )
+                samples[i], sequences[i] = None, self._sequence(None, tasks[i], [], [])
+        return samples, sequences, unreadable
+
+    def _predicted(self, samples: Sequence[Sample | None], sequences: Sequence[_Sequence]) -> dict[str, Tensor]:
+        """The `teacher_` tensors; row r is about response token r, as in all others."""
+        if self.cached is None:
+            return {
+                "teacher_ids": torch.empty(0, 0, dtype=torch.int64),
+                "teacher_logits": torch.empty(0, 0, dtype=torch.float16),
+                "teacher_log_z": torch.empty(0, 2),
+            }
+        parts = []
+        for sample, sequence in zip(samples, sequences, strict=True):
+            known = None if sample is None else sample.teacher
+            parts.append(self.cached.filler(len(sequence.response)) if known is None else known)
+        rows = np.concatenate(parts)
+        return {
+            "teacher_ids": torch.from_numpy(rows["ids"].astype(np.int64)),
+            "teacher_logits": torch.from_numpy(rows["logits"].astype(np.float16)),
+            "teacher_log_z": torch.from_numpy(rows["log_z"][:, self.cached.columns].astype(np.float32)),
+        }
+
+    def _sequences(self, samples: Sequence[Sample | None], tasks: Sequence[str]) -> list[_Sequence]:
+        given = [sample for sample in samples if sample is not None]
+        texts = [sample.continuation.text for sample in given]
+        if self._with_teacher:
+            texts += [sample.utterance.text for sample in given]
+        ids = iter(self.template.encode_all(texts))
+        responses = [next(ids) if sample is not None else [] for sample in samples]
+        transcripts = [next(ids) if sample is not None and self._with_teacher else [] for sample in samples]
+        return [self._sequence(*parts) for parts in zip(samples, tasks, responses, transcripts, strict=True)]
+
+    def _sequence(self, sample: Sample | None, task: str, response: list[int], transcript: list[int]) -> _Sequence:
+        """The sequence of one clip, or of a filler; `response` is without its end of turn."""
+        template = self.template
+        prefix, suffix = template.prefix(task), template.suffix()
+        num_slots = self._num_speech_tokens(_FILLER_SAMPLES if sample is None else len(sample.waveform))
+        assert num_slots > 0
+        slots = slice(len(prefix), len(prefix) + num_slots)
+        student = prefix + [0] * num_slots + suffix
+        if sample is None:
+            return _Sequence(student, slots, prefix + suffix, [template.end_of_turn_id])
+        utterance, continuation = sample.utterance, sample.continuation
+        if task == "identify":
+            assert utterance.emotion is not None
+            return _Sequence(student, slots, [], self.label_response(utterance.emotion))
+        if TRAINED_UNDER.get(continuation.prompt) != task:
+            raise ValueError(
+                f"{utterance.id}: its continuation was written under {continuation.prompt!r}, not for {task!r}"
+            )
+        emotion = utterance.emotion if "{emotion}" in PROMPTS[continuation.prompt].instruction else None
+        teacher = template.prefix(continuation.prompt, emotion) + transcript + suffix
+        end = [template.end_of_turn_id] if continuation.finished else []
+        return _Sequence(student, slots, teacher, response + end)
+
+
+@dataclass(frozen=True)
+class _Packed:
+    ids: NDArray[np.int64]
+    position_ids: NDArray[np.int64]
+    seq_lens: list[int]
+    rows: NDArray[np.int64]
+
+
+def _pack(sequences: Sequence[tuple[list[int], list[int]]]) -> _Packed:
+    """Context and response of each sequence, end to end; `rows` are the positions one before each response token."""
+    ids: list[int] = []
+    lengths: list[int] = []
+    rows = []
+    for context, response in sequences:
+        first = len(ids) + len(context) - 1
+        rows.append(np.arange(first, first + len(response)))
+        ids += context + response
+        lengths.append(len(context) + len(response))
+    return _Packed(
+        ids=np.array(ids, np.int64),
+        position_ids=np.concatenate([np.arange(n) for n in lengths] or [np.empty(0, np.int64)]),
+        seq_lens=lengths,
+        rows=np.concatenate(rows or [np.empty(0, np.int64)]),
+    )
+
+
+def _emotion_id(sample: Sample | None) -> int:
+    if sample is None or sample.utterance.emotion is None:
+        return IGNORED_EMOTION
+    return EMOTIONS.index(sample.utterance.emotion)

@@ -1,0 +1,241 @@
+"""A rank's micro-batches, step after step, from any global step on.
+
+Each sample is read once, by the rank that needs it. Ranks never talk to each other here, and yet make the same number
+of calls in every step: what is missing (W does not divide M, a micro-batch without clips) is a filler of weight 0.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import functools
+import itertools
+import logging
+import os
+import signal
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from shards.batches.augment import Augment
+from shards.batches.collate import FILLER_ID, Batch, Collator
+from shards.batches.plan import Plan
+from shards.prompts import TRAINED_UNDER
+from shards.sample import EMOTIONS
+from shards.sets.shard_set import CorruptSample, Sample, ShardSet, no_continuations
+from shards.sets.tokens import token_counts
+
+_log = logging.getLogger(__name__)
+
+
+# A run goes on without some of its clips, but not without many.
+_TOLERATED = 10
+_TOLERATED_SHARE = 0.001
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What a worker has to make: rows with their tasks, and the planned counts of the whole step."""
+
+    rows: NDArray[np.int64]
+    tasks: tuple[str, ...]
+    epoch: int
+    step_response_tokens: int
+    step_labelled: int
+
+
+def _outlive_signals(worker: int) -> None:
+    """A launcher that stops a run tells every process of it. The rank still needs its readers until it has saved; they
+    end with it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _end_workers(loading: Callable[[], Any]) -> None:
+    """What torch does when `loading` is no longer needed, but does no more once Python is on its way out."""
+    shut_down = getattr(loading(), "_shutdown_workers", None)
+    if shut_down is not None:
+        shut_down()
+
+
+def _keep_memory() -> None:
+    """glibc hands blocks as large as a clip back to the kernel at every turn; to get them anew, page by page, costs a
+    sixth of the decoding."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
+        mallopt(_M_TRIM_THRESHOLD, 128 * 2**20)
+
+
+class Reader:
+    """This rank's share of a plan over a shard set: micro-batches rank, rank + W, rank + 2 W ... of each step."""
+
+    def __init__(
+        self,
+        shard_set: ShardSet,
+        plan: Plan,
+        collator: Collator,
+        *,
+        rank: int,
+        world_size: int,
+        num_workers: int = 0,
+        augment: Augment | None = None,
+    ) -> None:
+        """Raises ValueError when there are more ranks than micro-batches, or the shards do not fit the tasks."""
+        if world_size > plan.micro_batches:
+            raise ValueError(
+                f"{world_size} ranks share {plan.micro_batches} micro-batches per step: raise data.micro_batches to "
+                f"{world_size} or more, or use fewer ranks"
+            )
+        assert 0 <= rank < world_size
+        _check_tasks(shard_set, collator)
+        self._shard_set, self._plan, self._collator = shard_set, plan, collator
+        self._rank, self._world_size, self._num_workers = rank, world_size, num_workers
+        self._augment = augment
+        self.calls_per_step = -(-plan.micro_batches // world_size)
+        self._response_tokens = token_counts(shard_set, collator.template)["num_response_tokens"]
+        self._label_tokens = np.array([len(collator.label_response(emotion)) for emotion in EMOTIONS])
+
+    def steps(self, start_global_step: int = 0) -> Iterator[tuple[int, list[Batch]]]:
+        """(global step, this rank's micro-batches of it), epoch after epoch without end.
+
+        A clip that is not as it was written is logged and counts with weight 0. Raises ValueError when there are too
+        many of them, and OSError when a store cannot be read in spite of its retries.
+        """
+        options: dict[str, Any] = {}
+        _keep_memory()
+        if self._num_workers:
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
+            # Not spawn: it would copy everything the collator refers to, down to the model that counts speech tokens.
+            options = {
+                "num_workers": self._num_workers, "multiprocessing_context": "fork", "prefetch_factor": 2,
+                "worker_init_fn": _outlive_signals,
+            }  # fmt: skip
+        loader = DataLoader(
+            _Samples(self._shard_set, self._collator, self._augment, self._plan.seed),
+            batch_size=None,
+            sampler=_Orders(self, start_global_step),
+            collate_fn=_unchanged,
+            **options,
+        )
+        made, losses = iter(loader), _Losses(self._shard_set.url)
+        # At exit Python sends workers a SIGTERM and waits until they end, but these do not hear it.
+        at_exit = functools.partial(_end_workers, weakref.ref(made))
+        atexit.register(at_exit)
+        try:
+            for step in itertools.count(start_global_step):
+                batches = [_batch(next(made)) for _ in range(self.calls_per_step)]
+                for batch in batches:
+                    losses.count(batch)
+                yield step, batches
+        finally:
+            atexit.unregister(at_exit)
+            del made  # its workers end now, and not with the last traceback that knows this frame
+
+    def orders(self, global_step: int) -> list[_Order]:
+        """What this rank has to make for a step."""
+        epoch, step = self._plan.locate(global_step)
+        micro_batches = self._plan.step(epoch, step)
+        rows = np.concatenate(micro_batches)
+        entries = self._shard_set.rows[rows]
+        tasks = [self._collator.task(int(hashed), self._plan.seed, epoch) for hashed in entries["id_hash"]]
+        labels = self._label_tokens[entries["emotion"]]
+        counts = np.where(np.array(tasks) == "identify", labels, self._response_tokens[rows])
+        planned = epoch, int(counts.sum()), int((entries["emotion"] >= 0).sum())
+        first = np.cumsum([0, *map(len, micro_batches)])
+        mine = range(self._rank, self.calls_per_step * self._world_size, self._world_size)
+        return [
+            _Order(micro_batches[i], tuple(tasks[first[i] : first[i + 1]]), *planned)
+            if i < len(micro_batches)
+            else _Order(np.empty(0, np.int64), (), *planned)
+            for i in mine
+        ]
+
+
+class _Losses:
+    """Clips of this rank that are not as they were written: logged, counted, and too many are an error."""
+
+    def __init__(self, url: str) -> None:
+        self._url, self._read, self._lost = url, 0, 0
+
+    def count(self, batch: Batch) -> None:
+        self._read += sum(clip != FILLER_ID for clip in batch.ids) + len(batch.unreadable)
+        self._lost += len(batch.unreadable)
+        for message in batch.unreadable:
+            _log.warning("%s; it counts with weight 0", message)
+        if self._lost > max(_TOLERATED, _TOLERATED_SHARE * self._read):
+            raise ValueError(
+                f"{self._url}: {self._lost} of the {self._read} clips that this rank has read are not as they were "
+                f"written, the last one {batch.unreadable[-1]}; see `blsp shard verify` and copy or make the set again"
+            )
+
+
+def _check_tasks(shard_set: ShardSet, collator: Collator) -> None:
+    if shard_set.prompt is None:
+        raise ValueError(no_continuations(shard_set.url))
+    trained = TRAINED_UNDER[shard_set.prompt]
+    for task in collator.tasks:
+        if task not in (trained, "identify"):
+            writing = next(prompt for prompt, under in TRAINED_UNDER.items() if under == task)
+            raise ValueError(
+                f"{shard_set.url}: its continuations were written under {shard_set.prompt!r} and train {trained!r}, "
+                f"not {task!r}; make shards with writer.prompt={writing}, or train {trained!r}"
+            )
+    unlabelled = int((shard_set.rows["emotion"] < 0).sum())
+    if "identify" in collator.tasks and unlabelled:
+        raise ValueError(
+            f"{shard_set.url}: {unlabelled} of {len(shard_set)} clips have no emotion label, which the prompt "
+            "'identify' needs; use shards of emotion corpora only, or leave 'identify' out"
+        )
+
+
+class _Orders:
+    """The sampler: runs in the training process, so that a step's counts are computed once."""
+
+    def __init__(self, reader: Reader, start: int) -> None:
+        self._reader, self._start = reader, start
+
+    def __iter__(self) -> Iterator[_Order]:
+        for global_step in itertools.count(self._start):
+            yield from self._reader.orders(global_step)
+
+
+class _Samples(Dataset[dict[str, Any] | Exception]):
+    """What runs in a worker: an order in, a micro-batch out, or the error that hindered it."""
+
+    def __init__(self, shard_set: ShardSet, collator: Collator, augment: Augment | None, seed: int) -> None:
+        self._shard_set, self._collator, self._augment, self._seed = shard_set, collator, augment, seed
+
+    def __getitem__(self, order: _Order) -> dict[str, Any] | Exception:
+        try:
+            samples = self._shard_set.read_many(order.rows.tolist(), self._collator.cached is not None)
+            if self._augment is not None:
+                samples = [self._augmented(*each, order.epoch) for each in zip(samples, order.rows, strict=True)]
+            batch = self._collator(samples, order.tasks, order.step_response_tokens, order.step_labelled)
+        except (OSError, ValueError) as error:  # raised by `_batch`: torch would bury its sentence in a traceback
+            return error
+        return batch.arrays()
+
+    def _augmented(self, sample: Sample | CorruptSample, row: int, epoch: int) -> Sample | CorruptSample:
+        if isinstance(sample, CorruptSample) or self._augment is None:
+            return sample
+        id_hash = int(self._shard_set.rows["id_hash"][row])
+        return replace(sample, waveform=self._augment(sample.waveform, self._seed, epoch, id_hash))
+
+
+def _batch(made: dict[str, Any] | Exception) -> Batch:
+    if isinstance(made, Exception):
+        raise made
+    return Batch.from_arrays(made)
+
+
+def _unchanged(item: Any) -> Any:
+    return item

@@ -1,0 +1,1 @@
+"""The speech of the miniature: synthesised, in voices and tones."""

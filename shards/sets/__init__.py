@@ -1,0 +1,1 @@
+"""What a shard set is, and what can be done with one: read, verify, index, remove from."""

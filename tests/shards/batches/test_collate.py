@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from shards.batches.collate import FILLER_ID, IGNORED_EMOTION, Batch, Collator
+from shards.prompts import ChatTemplate
+from shards.sample import EMOTIONS, Continuation, Utterance
+from shards.sets.shard_set import CorruptSample, Sample
+from shards.sets.tokens import TOKEN_COUNTS, count_tokens
+
+
+def speech_tokens(num_samples: int) -> int:
+    return -(-num_samples // 2560)
+
+
+def sample(name: str, emotion: str | None = "sad", num_samples: int = 6000, prompt: str = "continue_emotion") -> Sample:
+    utterance = Utterance(id=name, audio="a", text=f"Words of {name}", corpus="c", emotion=emotion)
+    finished = name != "cut"
+    continuation = Continuation(prompt=prompt, text=f"and more of {name}", finished=finished, writer="w")
+    return Sample(utterance, continuation, np.full(num_samples, len(name), np.int16))
+
+
+def collator(template: ChatTemplate, with_teacher: bool = True, **tasks: float) -> Collator:
+    return Collator(template, speech_tokens, tasks or {"continue_tone": 1.0}, with_teacher)
+
+
+SAMPLES = (sample("anna"), sample("cut", "happy", 9000), sample("bertha", None, 2600))
+
+
+def pieces(batch: Batch) -> list[tuple[list[int], list[bool]]]:
+    """Token ids and speech mask of each student sequence."""
+    bounds = itertools.accumulate(batch.seq_lens, initial=0)
+    spans = [slice(a, b) for a, b in itertools.pairwise(bounds)]
+    return [(batch.input_ids[span].tolist(), batch.speech_mask[span].tolist()) for span in spans]
+
+
+def test_a_sequence_is_prefix_speech_suffix_response(template: ChatTemplate) -> None:
+    batch = collator(template)(SAMPLES, ["continue_tone"] * 3, 99, 2)
+    for sample, (ids, mask) in zip(SAMPLES, pieces(batch), strict=True):
+        prefix, suffix = template.prefix("continue_tone"), template.suffix()
+        slots = speech_tokens(len(sample.waveform))
+        response = template.response(sample.continuation.text, sample.continuation.finished)
+        assert ids == prefix + [0] * slots + suffix + response
+        assert mask == [False] * len(prefix) + [True] * slots + [False] * (len(suffix) + len(response))
+    assert torch.equal(batch.waveform, torch.from_numpy(np.concatenate([s.waveform for s in SAMPLES])))
+    assert batch.num_samples.tolist() == [6000, 9000, 2600]
+    assert batch.emotion.tolist() == [EMOTIONS.index("sad"), EMOTIONS.index("happy"), IGNORED_EMOTION]
+    assert (batch.step_response_tokens, batch.step_labelled) == (99, 2)
+
+
+def test_rows_of_student_and_teacher_are_one_before_the_same_response_tokens(template: ChatTemplate) -> None:
+    batch = collator(template)(SAMPLES, ["continue_tone"] * 3, 0, 0)
+    assert len(batch.rows) == len(batch.text_rows) == len(batch.targets) == len(batch.row_weight)
+    assert torch.equal(batch.input_ids[batch.rows + 1], batch.targets)
+    assert torch.equal(batch.text_input_ids[batch.text_rows + 1], batch.targets)
+    responses = [template.response(s.continuation.text, s.continuation.finished) for s in SAMPLES]
+    assert batch.targets.tolist() == [token for response in responses for token in response]
+    ends = [template.end_of_turn_id in response for response in responses]
+    assert ends == [True, False, True]  # a text that was cut does not teach to stop
+
+
+def test_the_teacher_reads_the_transcript_and_the_label_that_the_student_never_sees(template: ChatTemplate) -> None:
+    batch = collator(template)(SAMPLES[:1], ["continue_tone"], 0, 0)
+    text = template.tokenizer.decode(batch.text_input_ids.tolist())
+    assert "'sad' emotion tone" in text and "Words of anna" in text
+    seen = template.tokenizer.decode(batch.input_ids.tolist())
+    assert "sad" not in seen and "Words of anna" not in seen
+
+
+def test_positions_start_again_in_every_sequence(template: ChatTemplate) -> None:
+    batch = collator(template)(SAMPLES, ["continue_tone"] * 3, 0, 0)
+    for positions, lengths in ((batch.position_ids, batch.seq_lens), (batch.text_position_ids, batch.text_seq_lens)):
+        assert positions.tolist() == [position for length in lengths for position in range(length)]
+
+
+def test_a_sample_packs_the_same_alone_and_among_others(template: ChatTemplate) -> None:
+    make = collator(template)
+    together = make(SAMPLES, ["continue_tone"] * 3, 0, 0)
+    assert pieces(together) == [pieces(make([s], ["continue_tone"], 0, 0))[0] for s in SAMPLES]
+
+
+def test_a_clip_that_cannot_be_read_is_a_filler_of_weight_0(template: ChatTemplate) -> None:
+    batch = collator(template)([SAMPLES[0], CorruptSample("row 7: bad")], ["continue_tone"] * 2, 0, 0)
+    assert batch.ids == ["anna", FILLER_ID]
+    assert batch.unreadable == ["row 7: bad"]
+    assert batch.emotion.tolist()[1] == IGNORED_EMOTION
+    weights = batch.row_weight.tolist()
+    assert weights[-1] == 0 and all(weight == 1 for weight in weights[:-1])
+    empty = collator(template)([], [], 7, 3)
+    assert empty.ids == [FILLER_ID] and not empty.row_weight.any() and empty.speech_mask.any()
+    assert (empty.step_response_tokens, empty.step_labelled, empty.unreadable) == (7, 3, [])
+
+
+def test_identify_answers_with_the_label_and_has_no_teacher(template: ChatTemplate) -> None:
+    make = collator(template, with_teacher=False, identify=1)
+    batch = make(SAMPLES[:2], ["identify"] * 2, 0, 0)
+    assert batch.targets.tolist() == template.response("sad", True) + template.response("happy", True)
+    assert pieces(batch)[0][0][: len(template.prefix("identify"))] == template.prefix("identify")
+    assert len(batch.text_input_ids) == len(batch.text_rows) == len(batch.text_seq_lens) == 0
+    with pytest.raises(ValueError, match="'identify' has no teacher"):
+        collator(template, identify=1, continue_tone=1)
+
+
+def test_a_continuation_written_for_another_task_is_refused(template: ChatTemplate) -> None:
+    with pytest.raises(ValueError, match="anna: its continuation was written under 'continue', not for"):
+        collator(template)([sample("anna", prompt="continue")], ["continue_tone"], 0, 0)
+
+
+@pytest.mark.parametrize("with_teacher", [True, False])
+def test_sizes_are_those_of_the_batches_and_never_less(template: ChatTemplate, with_teacher: bool) -> None:
+    tasks = {"continue_tone": 1.0} if with_teacher else {"continue_tone": 1.0, "identify": 1.0}
+    make = collator(template, with_teacher, **tasks)
+    counts = np.array(
+        [count_tokens(template, sample.utterance.text, sample.continuation) for sample in SAMPLES], TOKEN_COUNTS
+    )
+    lengths = np.array([len(sample.waveform) for sample in SAMPLES])
+    sizes = make.sizes(lengths, counts, heard_samples=lambda n: n + 1600)
+    assert sizes.heard_samples.tolist() == (lengths + 1600).tolist()
+    for i, sample in enumerate(SAMPLES):
+        batches = [make([sample], [task], 0, 0) for task in tasks if task != "identify" or sample.utterance.emotion]
+        assert sizes.tokens[i] >= max(len(batch.input_ids) for batch in batches)
+        assert sizes.response_tokens[i] >= max(len(batch.targets) for batch in batches)
+        assert sizes.teacher_tokens[i] >= max(len(batch.text_input_ids) for batch in batches)
+        if with_teacher:  # one task, so exactly
+            (batch,) = batches
+            assert (sizes.tokens[i], sizes.response_tokens[i]) == (len(batch.input_ids), len(batch.targets))
+            assert sizes.teacher_tokens[i] <= len(batch.text_input_ids) + 8  # emotions differ in length
+    assert with_teacher or not sizes.teacher_tokens.any()
+
+
+@pytest.mark.parametrize("tasks", [{"chat": 1}, {"continue": 0}, {"continue": float("nan")}])
+def test_unknown_tasks_and_shares_are_refused(template: ChatTemplate, tasks: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="give positive shares to one or more of continue, continue_tone, identify"):
+        Collator(template, speech_tokens, tasks, False)
+
+
+def test_tasks_are_drawn_by_their_shares_and_anew_each_epoch(template: ChatTemplate) -> None:
+    make = collator(template, with_teacher=False, continue_tone=2, identify=1)
+    first, again, next_epoch, other_seed = (
+        [make.task(id_hash, seed, epoch) for id_hash in range(3000)] for seed, epoch in ((1, 0), (1, 0), (1, 1), (2, 0))
+    )
+    assert first == again
+    assert first != next_epoch and first != other_seed
+    assert abs(Counter(first)["identify"] / 3000 - 1 / 3) < 0.03
+
+
+def test_arrays_and_devices_change_nothing(template: ChatTemplate) -> None:
+    batch = collator(template)(SAMPLES, ["continue_tone"] * 3, 9, 2)
+    for copy in (Batch.from_arrays(batch.arrays()), batch.to("cpu")):
+        for name, value in vars(batch).items():
+            other = getattr(copy, name)
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(value, other) and value.dtype == other.dtype, name
+            else:
+                assert value == other
