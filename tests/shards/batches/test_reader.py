@@ -190,7 +190,7 @@ def test_ranks_killed_at_any_moment_are_followed_by_others_and_no_clip_is_lost(
 
     killed = started(4, 0)
     while len(written(4, 0)) < 2:
-        assert all(rank.is_alive() for rank in killed)
+        assert all(rank.exitcode in (None, 0) for rank in killed)  # on a busy machine they may be through already
         time.sleep(0.01)
     for rank in killed:
         rank.kill()
