@@ -33,6 +33,7 @@ from tests.blsp.tiny import (
     model_section,
 )
 
+pytestmark = pytest.mark.slow
 CLOSE = 1e-5
 WHISPER = None
 CONV = {"type": "conv", "bottleneck": 8}

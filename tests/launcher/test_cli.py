@@ -159,6 +159,7 @@ def test_a_rank_refuses_a_port_in_use(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert f"blsp: port {port} on this host is taken by another process" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_import_authors_says_what_it_found_and_what_comes_next(tmp_path: Path) -> None:
     parity = Path(__file__).parents[1] / "fixtures" / "parity"
     done = blsp("import", "authors", str(parity / "stage2"), "ours", folder=tmp_path)

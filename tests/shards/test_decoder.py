@@ -100,6 +100,7 @@ def test_a_file_that_crashes_the_decoder_costs_one_clip(folder: Path, how: str) 
     assert reasons([span(folder, name) for name in names]) == ["fine", crash, "fine", crash, crash, "fine"]
 
 
+@pytest.mark.slow
 def test_a_file_that_hangs_the_decoder_costs_one_clip(folder: Path) -> None:
     began = time.monotonic()
     names = ["a", "spin", "b", "sleep", "c"]

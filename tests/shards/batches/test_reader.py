@@ -167,6 +167,7 @@ def be_a_rank(out: Path, template: ChatTemplate, files: Path, rank: int, world_s
             time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_ranks_killed_at_any_moment_are_followed_by_others_and_no_clip_is_lost(
     shard_set: ShardSet, template: ChatTemplate, job: ShardJob, tmp_path: Path
 ) -> None:
@@ -219,6 +220,7 @@ print("read")
 """
 
 
+@pytest.mark.slow
 def test_a_process_can_end_while_it_still_reads(shard_set: ShardSet, tokenizer: Any, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     command = [sys.executable, "-c", STILL_READS, shard_set.url, str(tmp_path / "tokenizer")]
