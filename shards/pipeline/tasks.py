@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,11 +31,9 @@ from shards.prompts import PROMPTS
 from shards.sample import Continuation, Utterance
 from shards.sets.index import Shard, encode_array
 from shards.sets.store import Store
+from shards.sets.tar import TarShard
 from shards.sets.teacher import TeacherSpec
 from shards.sets.tokens import TOKEN_COUNTS, count_tokens, tokens_file
-
-if TYPE_CHECKING:
-    from shards.sets.tar import TarShard
 
 DUPLICATES = "duplicates.jsonl"  # in rejects/, beside the rejects of tasks
 _MAX_COMMIT_BYTES = 2**20
@@ -240,8 +238,6 @@ def _write(
     folder: Path,
 ) -> Commit:
     """Everything but the commit, under names that nobody reads before it."""
-    from shards.sets.tar import TarShard  # brings torch, which the driver has no use for
-
     with TarShard(folder / "tar") as shard:
         kept, rejects = _fill(shard, clips, prompt, answers, encode)
         _refuse_missing_corpora(clips, rejects)

@@ -23,7 +23,6 @@ from shards.sets.index import (
     FORMAT,
     OWN_TAR,
     Shard,
-    decode_array,
     encode_array,
     name_hash,
     parse_shard,
@@ -36,7 +35,7 @@ from shards.sets.new_set import NewSet
 from shards.sets.shard_set import ShardSet
 from shards.sets.store import Store, open_store
 from shards.sets.tar import TarShard
-from shards.sets.tokens import TOKEN_COUNTS, tokens_file
+from shards.sets.tokens import stored_counts, tokens_file
 from shards.sets.verify import verify
 
 _CARRIED = ("llm", "prompt", "wording", "max_new_tokens")  # of what made the set; the rest could name who is removed
@@ -231,9 +230,8 @@ def _ids(store: Store, shard: Shard | None) -> set[int]:
 def _copy_tokens(source: tuple[Store, Shard], rows: NDArray[np.int64], out: Store, shard: Shard) -> None:
     store, before = source
     for fingerprint in store.folders("tokens"):
-        try:
-            counts = decode_array(store.read(tokens_file(fingerprint, before.name)), TOKEN_COUNTS, before.rows)
-        except (OSError, ValueError):
+        counts = stored_counts(store, before, fingerprint)
+        if counts is None:
             continue  # they are counted again when they are needed
         out.write(tokens_file(fingerprint, shard.name), encode_array(counts[rows]))
 

@@ -39,9 +39,7 @@ def token_counts(shard_set: ShardSet, template: ChatTemplate) -> NDArray[np.void
     that is read-only they are counted each time.
     """
     with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:  # a bucket takes its time for each
-        stored = list(
-            pool.map(lambda place: _stored_counts(place[0], place[1], template.fingerprint), shard_set.shards)
-        )
+        stored = list(pool.map(lambda place: stored_counts(place[0], place[1], template.fingerprint), shard_set.shards))
     parts, first = [np.empty(0, TOKEN_COUNTS)], 0
     for (store, shard), counts in zip(shard_set.shards, stored, strict=True):
         if counts is None:
@@ -56,7 +54,7 @@ def token_counts(shard_set: ShardSet, template: ChatTemplate) -> NDArray[np.void
     return np.concatenate(parts)
 
 
-def _stored_counts(store: Store, shard: Shard, fingerprint: str) -> NDArray[np.void] | None:
+def stored_counts(store: Store, shard: Shard, fingerprint: str) -> NDArray[np.void] | None:
     """Those that lie beside the index; None where there are none, or not such of this shard."""
     try:
         return decode_array(store.read(tokens_file(fingerprint, shard.name)), TOKEN_COUNTS, shard.rows)
