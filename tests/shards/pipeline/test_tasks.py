@@ -11,6 +11,7 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
+from shards.decoder import Decoder
 from shards.pipeline.attempts import attempt, remove_dead_attempts
 from shards.pipeline.clips import Clip
 from shards.pipeline.tasks import (
@@ -31,6 +32,7 @@ from shards.prompts import ChatTemplate
 from shards.sample import Continuation, Utterance
 from shards.sets.store import Store, open_store
 from shards.sets.tokens import TOKEN_COUNTS, count_tokens
+from tests.shards.test_audio import bad_files
 
 PROMPT = "continue_emotion"
 
@@ -112,6 +114,17 @@ def test_a_worker_whose_root_was_given_to_another_job_commits_nothing(store: Sto
     with pytest.raises(ValueError, match="is now being made by another job"):
         write_task(store, Task(1, 1, job=mine), clips, PROMPT, written("one"))
     assert read_commit(store, 1) is None
+
+
+def test_every_kind_of_bad_file_is_one_row_of_the_rejects(store: Store, out: Path, tmp_path: Path) -> None:
+    reasons = bad_files(tmp_path)
+    bad = [Utterance(id=name, audio=name, text="words", corpus="c", emotion="sad") for name in reasons]
+    clips = [clip(tmp_path, "good"), *(Clip(utterance, str(tmp_path / utterance.audio)) for utterance in bad)]
+    with Decoder() as decoder:
+        commit = write_task(store, Task(0, len(clips)), clips, PROMPT, written(*["on"] * len(clips)), decoder.encode)
+    assert (commit.rows, commit.inputs) == (1, len(clips))
+    rows = [json.loads(line) for path in (out / "rejects").iterdir() for line in path.read_text().splitlines()]
+    assert sorted((row["source"], row["reason"]) for row in rows) == sorted(reasons.items())
 
 
 def test_a_disk_that_is_not_mounted_is_no_set_without_its_clips(store: Store, tmp_path: Path) -> None:
