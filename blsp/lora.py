@@ -54,7 +54,10 @@ class LoraGate:
             return output
         if self._gate is None or self._gate.shape[1] != output.shape[1]:
             return output * 0.0
-        return output * self._gate.to(output.dtype)
+        gate = self._gate
+        if len(gate) != len(output):  # beams, or several answers to one question: its copies stand side by side
+            gate = gate.repeat_interleave(len(output) // len(gate), 0)
+        return output * gate.to(output.dtype)
 
 
 def add_lora(

@@ -10,17 +10,16 @@ import math
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from blsp.adapter import make_adapter
 from blsp.encoder import Encoder, add_encoder_lora, load_encoder
 from blsp.export import EXPORT_WEIGHTS, export_config
 from blsp.features import AudioWindow
+from blsp.generation import Answering
 from blsp.lora import LoraGate, add_lora
 from blsp.losses import Losses, cached_kl, continuation_ce, continuation_kl, emotion_ce
 from blsp.packing import attention_implementation, bounds
@@ -40,7 +39,7 @@ class _Decoder(Protocol):
     def __call__(self, **kwargs: Any) -> Any: ...
 
 
-class SpeechLM(nn.Module):
+class SpeechLM(Answering):
     """Everything that one clip passes through.
 
     `parts` holds what may train, by name: adapter, classifier, encoder (without its fixed position table) and, when
@@ -200,8 +199,7 @@ class SpeechLM(nn.Module):
 
     def _listen(self, batch: Batch, speech: Tensor) -> Tensor:
         """The model's hidden states [T, H] over the clips' speech embeddings [sum S, H]: the student."""
-        embeddings = self.llm.get_input_embeddings()(batch.input_ids)
-        embeddings = embeddings.masked_scatter(batch.speech_mask[:, None], speech)
+        embeddings = self.embed(batch.input_ids, batch.speech_mask, speech)
         self.gate.open(batch.speech_mask[None])
         return self._decode(embeddings, batch.position_ids, batch.seq_lens)
 
@@ -252,81 +250,6 @@ class SpeechLM(nn.Module):
         head = self.llm.get_output_embeddings()
         speech, _ = self.hear(batch.waveform, batch.num_samples)
         return head(self._listen(batch, speech)[batch.rows]), head(self._read(batch)[batch.text_rows])
-
-    def generate(self, waveforms: list[NDArray[np.int16]], prompt: str, max_new_tokens: int) -> list[str]:
-        """Greedy answers to clips (int16, 16 kHz mono) under one prompt, as one left-padded batch."""
-        template = self.template
-        before, after = template.prefix(prompt), template.suffix()
-        answers = self.generate_ids(waveforms, before, after, max_new_tokens, template.end_of_turn_id)
-        return [template.decode(ids) for ids in answers]
-
-    @torch.inference_mode()
-    def generate_ids(
-        self,
-        waveforms: list[NDArray[np.int16]],
-        before: list[int],
-        after: list[int],
-        max_new_tokens: int,
-        end: int | None = None,
-    ) -> list[list[int]]:
-        """Greedy token ids after `before`, a clip (int16, 16 kHz mono) and `after`, the clips as one left-padded batch.
-        An answer that reaches `end` is filled up with it; without `end` all are `max_new_tokens` long."""
-        device = next(self.llm.parameters()).device
-        speech, lengths = self.hear(*pack(waveforms, device))
-        embed = self.llm.get_input_embeddings()
-        prefix, suffix = (embed(torch.tensor(ids, dtype=torch.int64, device=device)) for ids in (before, after))
-        longest = max(lengths)
-        rows, masks, gates = [], [], []
-        for clip, length in zip(speech.split(lengths), lengths, strict=True):
-            padding = clip.new_zeros(longest - length, clip.shape[1])
-            rows.append(torch.cat([padding, prefix, clip, suffix]))
-            mask = torch.ones(len(rows[-1]), dtype=torch.int64, device=device)
-            mask[: len(padding)] = 0
-            gate = torch.zeros_like(mask, dtype=torch.bool)
-            gate[len(padding) + len(prefix) : len(padding) + len(prefix) + length] = True
-            masks.append(mask)
-            gates.append(gate)
-        self.gate.open(torch.stack(gates))
-        answers = self._write(torch.stack(rows), torch.stack(masks), max_new_tokens, end)
-        self.gate.close()
-        return answers
-
-    @torch.inference_mode()
-    def answer(self, text: str, prompt: str, max_new_tokens: int) -> str:
-        """Greedy answer to typed words: the LLM as it was before it learnt to hear, with LoRA closed."""
-        device = next(self.llm.parameters()).device
-        ids = self.template.prefix(prompt) + self.template.encode(text) + self.template.suffix()
-        embeddings = self.llm.get_input_embeddings()(torch.tensor([ids], device=device))
-        self.gate.close()
-        attended = torch.ones_like(embeddings[..., 0], dtype=torch.int64)
-        (answer,) = self._write(embeddings, attended, max_new_tokens, self.template.end_of_turn_id)
-        return self.template.decode(answer)
-
-    def _write(
-        self, embeddings: Tensor, attention_mask: Tensor, max_new_tokens: int, end: int | None
-    ) -> list[list[int]]:
-        """[n, T, H], [n, T] -> the ids of n greedy answers. The gate is as the caller set it."""
-        # Not the LLM's own file of settings: it may ask for sampling or a repetition penalty.
-        self.llm.generation_config = GenerationConfig(
-            do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=end, pad_token_id=end
-        )
-        llm: Any = self.llm  # transformers' types leave `generate` out
-        ids: list[list[int]] = llm.generate(inputs_embeds=embeddings, attention_mask=attention_mask).tolist()
-        return ids
-
-    @torch.inference_mode()
-    def classify(self, waveforms: list[NDArray[np.int16]]) -> NDArray[np.float32]:
-        """The emotion classifier's log-probabilities [n, 5], in the order of EMOTIONS."""
-        device = next(self.llm.parameters()).device
-        logits = self.emotion_logits(*self.hear(*pack(waveforms, device)))
-        result: NDArray[np.float32] = logits.float().log_softmax(-1).cpu().numpy()
-        return result
-
-
-def pack(waveforms: list[NDArray[np.int16]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Clips end to end: int16 [sum N] and int64 [n]."""
-    waveform = torch.from_numpy(np.concatenate(waveforms)).to(device)
-    return waveform, torch.tensor([len(clip) for clip in waveforms], device=device)
 
 
 def _refuse_other_section(folder: Path, part: str, exported: dict[str, Any], config: ModelSection) -> None:

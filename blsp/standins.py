@@ -29,7 +29,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from blsp.encoder import SpeechEncoder
 from blsp.features import AudioWindow
-from blsp.model import pack
+from blsp.generation import pack
 from blsp.packing import attention_implementation, bounds
 from blsp.qwen_tokenizer import CHATML
 from shards.audio import load_audio

@@ -10,7 +10,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from blsp.encoder import SpeechEncoder, load_whisper_encoder
 from blsp.features import AudioWindow
-from blsp.model import pack
+from blsp.generation import pack
 from tests.blsp.tiny import CPU, clip, whisper_config
 
 LENGTHS = [4800, 16000, 7777, 33333, 330]

@@ -6,7 +6,7 @@ import torch
 from transformers import WhisperFeatureExtractor
 
 from blsp.features import HOP, AudioWindow, log_mel, num_frames
-from blsp.model import pack
+from blsp.generation import pack
 from tests.blsp.tiny import CPU, clip
 
 LENGTHS = [4800, 16000, 7777, 33333]

@@ -178,3 +178,12 @@ def test_a_new_lora_changes_nothing(base: Qwen2ForCausalLM) -> None:
 def test_unknown_targets_are_refused(base: Qwen2ForCausalLM) -> None:
     with pytest.raises(ValueError, match="nothing_proj"):
         add_lora(base, rank=4, alpha=8, dropout=0.0, targets=["nothing_proj"], scope="speech")
+
+
+def test_every_beam_of_a_sequence_is_gated_as_the_sequence(adapted: tuple) -> None:
+    llm, _, gate = adapted
+    embeddings = torch.randn(2, 6, 16)
+    gate.open(torch.tensor([[0, 1, 1, 0, 0, 0], [0, 0, 0, 0, 1, 0]], dtype=torch.bool))
+    alone = llm(inputs_embeds=embeddings).logits
+    beams = llm(inputs_embeds=embeddings.repeat_interleave(3, 0)).logits
+    torch.testing.assert_close(beams, alone.repeat_interleave(3, 0), rtol=0, atol=1e-6)

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from blsp.engine import export
+from blsp.generation import pack
 from blsp.losses import Losses
-from blsp.model import SpeechLM, pack
+from blsp.model import SpeechLM
 from blsp.recipe import ModelSection, StageSection
 from blsp.run import Stage, _checkpoint_activations
 from shards.batches.collate import Batch, Collator

@@ -10,7 +10,7 @@ from transformers import AutoModel, HubertConfig, Wav2Vec2FeatureExtractor, WavL
 
 from blsp.encoder import add_encoder_lora, load_encoder
 from blsp.features import AudioWindow
-from blsp.model import pack
+from blsp.generation import pack
 from blsp.recipe import EncoderLoraSection
 from blsp.wave_encoder import WaveEncoder
 from tests.blsp.tiny import CPU, WAVE_SIZES, clip, make_wave_encoder
