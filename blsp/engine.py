@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from blsp import checkpoint, zero
+from blsp.checkpoint_folder import TrainingState
 from blsp.export import write_export
 from blsp.losses import Losses
 from blsp.recipe import StageSection, TrainRecipe
@@ -173,7 +174,7 @@ def save(run: Run) -> None:
     """Commit a checkpoint of this step; every rank calls it."""
     recipe = json.loads(run.recipe.model_dump_json())
     frozen = run.stage.model.frozen
-    state = checkpoint.TrainingState(run.step, run.plan.hash, dist.get_world_size(), recipe, frozen)
+    state = TrainingState(run.step, run.plan.hash, dist.get_world_size(), recipe, frozen)
     checkpoint.save(run.engine, run.checkpoints, state, run.recipe.engine.keep_checkpoints)
 
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from deepspeed.utils import set_z3_leaf_modules
 from torch import Tensor, nn
 
-from blsp import checkpoint, zero
+from blsp import checkpoint, checkpoint_folder, zero
 from blsp.losses import Losses
 from blsp.model import SpeechLM
 from blsp.provenance import refuse_other_weights
@@ -236,10 +236,10 @@ def _checkpoint_activations(model: SpeechLM, which: tuple[str, ...]) -> None:
 
 def _resume(run: Run) -> None:
     """Go on from the newest valid checkpoint: rank 0 chooses, all load."""
-    newest = together(lambda: checkpoint.newest_valid(run.checkpoints))
+    newest = together(lambda: checkpoint_folder.newest_valid(run.checkpoints))
     if newest is None:
         return
-    state = checkpoint.read_state(newest)
+    state = checkpoint_folder.read_state(newest)
     if state.world_size != dist.get_world_size():
         raise ValueError(
             f"{newest} was written by {state.world_size} ranks, this job has {dist.get_world_size()}; start as many"
@@ -252,7 +252,7 @@ def _resume(run: Run) -> None:
     changes = [
         change
         for key in ("model", "stage", "data", "optim")
-        for change in checkpoint.changed_fields(before[key], now[key], f"{key}.")
+        for change in checkpoint_folder.changed_fields(before[key], now[key], f"{key}.")
     ]
     if changes or state.plan_hash != run.plan.hash:
         what = "; ".join(changes) or f"the shard set {', '.join(run.recipe.data.shards)}"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from blsp import checkpoint
-from blsp.checkpoint import TrainingState, changed_fields, newest_valid, read_state
+from blsp.checkpoint_folder import TrainingState, changed_fields, newest_valid, read_state
 
 pytestmark = pytest.mark.usefixtures("alone")
 

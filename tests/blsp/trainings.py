@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from blsp import checkpoint
+from blsp.checkpoint_folder import file_hash
 from blsp.engine import train
 from blsp.recipe import TrainRecipe
 
@@ -38,7 +38,7 @@ def plant(run: Path, marker: Path) -> None:
     path = next((newest / "zero").glob("*optim_states.pt"))
     torch.save({"optimizer_state_dict": Payload(marker)}, path)
     manifest = json.loads((newest / "manifest.json").read_text())
-    manifest[f"zero/{path.name}"] = {"bytes": path.stat().st_size, "blake2b": checkpoint._hash(path)}
+    manifest[f"zero/{path.name}"] = {"bytes": path.stat().st_size, "blake2b": file_hash(path)}
     (newest / "manifest.json").write_text(json.dumps(manifest))
 
 

@@ -1,0 +1,118 @@
+"""What lies in a run's `checkpoints/`: which are whole, where each stands in the plan, which may go. No torch here.
+
+A checkpoint is a folder `step-000120/` with DeepSpeed's ZeRO state of what trains (`zero/`), the place in the plan and
+the recipe (`state.json`), and sizes and hashes of every file (`manifest.json`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.files import sync_folder, write_atomically
+
+TAG, STATE, MANIFEST = "zero", "state.json", "manifest.json"
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """The place in the plan, and what it is a place in. The same on all ranks; under 512 bytes without the recipe."""
+
+    step: int
+    plan_hash: str
+    world_size: int
+    recipe: dict[str, Any]
+    frozen: dict[str, str]
+
+
+def checkpoint_name(step: int) -> str:
+    """Names sort as steps do."""
+    return f"step-{step:06d}"
+
+
+def newest_valid(folder: Path, complain: Callable[[str], object] = print) -> Path | None:
+    """The newest checkpoint whose files are all as its manifest says; a damaged one is named and passed over.
+
+    Raises ValueError when there are checkpoints and all are damaged: to begin anew is for the user to decide.
+    """
+    candidates = committed(folder)
+    for candidate in reversed(candidates):
+        problem = damage(candidate)
+        if problem is None:
+            return candidate
+        complain(f"{candidate} is damaged ({problem}) and passed over")
+    if candidates:
+        raise ValueError(f"{folder}: none of its checkpoints is whole; restore one, or remove the folder to begin anew")
+    return None
+
+
+def read_state(checkpoint: Path) -> TrainingState:
+    """The place in the plan that a checkpoint was written at."""
+    return TrainingState(**json.loads((checkpoint / STATE).read_text()))
+
+
+def changed_fields(before: dict[str, Any], after: dict[str, Any], path: str = "") -> list[str]:
+    """Sentences such as `optim.steps: 200 -> 300`, one per field in which two recipes differ."""
+    changes = []
+    for key in sorted(before.keys() | after.keys()):
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            changes += changed_fields(old, new, f"{path}{key}.")
+        elif old != new:
+            changes.append(f"{path}{key}: {old} -> {new}")
+    return changes
+
+
+def committed(folder: Path) -> list[Path]:
+    """All checkpoints of a folder, oldest first, whole or not."""
+    return sorted(folder.glob("step-*"))
+
+
+def prune(folder: Path, step: int, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints up to the one just committed."""
+    known = [path for path in committed(folder) if path.name <= checkpoint_name(step)]
+    for old in known[:-keep]:
+        shutil.rmtree(old)
+
+
+def write_manifest(folder: Path) -> None:
+    """Put the sizes and hashes of all files of `folder` beside them, once they are on the disk."""
+    write_atomically(folder / MANIFEST, json.dumps(_hashes(folder), indent=1).encode())
+
+
+def _hashes(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and hash of every file, all of them on the disk and not only in its cache."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        sync_folder(path.parent)
+    return {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "blake2b": file_hash(path)} for path in files}
+
+
+def file_hash(path: Path) -> str:
+    """What a manifest says of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def damage(folder: Path) -> str | None:
+    """What is not as the manifest of a folder says; None when all of it is whole."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        wanted = {name: (entry["bytes"], entry["blake2b"]) for name, entry in manifest.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"its {MANIFEST} cannot be read: {error}"
+    for name, (size, digest) in wanted.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size or file_hash(path) != digest:
+            return f"{name} is not as it was written"
+    return None
