@@ -15,6 +15,7 @@ from pydantic import Discriminator, Field, NonNegativeInt, PositiveFloat, Positi
 
 from blsp.data_section import DataSection
 from blsp.section import FilePath, Listed, Location, NonEmpty, Pair, Problem, Section, Text
+from shards.prompts import SAME_PROMPT
 
 Module = Literal["adapter", "encoder", "encoder_lora", "lora", "classifier"]
 
@@ -132,7 +133,7 @@ class StageSection(Section):
     kl_t2: bool = Field(
         False, description="multiply the kl loss by kl_temperature squared, as Hinton et al.; the authors do not"
     )
-    prompts: dict[Literal["continue", "continue_tone", "identify"], PositiveFloat] = Field(
+    prompts: dict[Literal["continue", "continue_tone", "reply", "chat", "identify"], PositiveFloat] = Field(
         min_length=1, description="share of clips trained under each prompt"
     )
 
@@ -143,10 +144,11 @@ class StageSection(Section):
             yield ("losses", "emotion"), "needs the classifier; add 'classifier' to stage.train or remove the loss"
         if "classifier" in self.train and "emotion" not in self.losses:
             yield ("train",), "the classifier learns only from the emotion loss; add stage.losses.emotion or remove it"
-        if "kl" in self.losses and set(self.prompts) != {"continue"}:
+        if "kl" in self.losses and not set(self.prompts) <= set(SAME_PROMPT):
             yield (
                 ("losses", "kl"),
-                "the text LLM is its own teacher only under the prompt 'continue'; use ce, or prompts: {continue: 1}",
+                "the text LLM is its own teacher only under the prompts 'continue' and 'reply'; use ce, or prompts: "
+                "{continue: 1}",
             )
         if self.teacher == "cached" and "kl" not in self.losses:
             yield ("teacher",), "only the loss kl has a teacher; add it to stage.losses, or remove teacher: cached"
@@ -271,8 +273,9 @@ class TeacherSection(Section):
 class WriterSection(Section):
     llm: Text = Field(description="the chat LLM that writes the continuations: a folder or a hub id")
     revision: str | None = Field(None, description="hub revision; null for the newest")
-    prompt: Literal["continue", "continue_emotion"] = Field(
-        description="continue: the words alone (stage 1); continue_emotion: the LLM also sees the label (stage 2)"
+    prompt: Literal["continue", "continue_emotion", "reply", "reply_emotion"] = Field(
+        description="continue: the words alone (stage 1); continue_emotion: the LLM also sees the label (stage 2); "
+        "reply, reply_emotion: the same with an answer in place of a continuation, for conversations"
     )
     max_new_tokens: PositiveInt = Field(48, description="a longer continuation is cut and teaches no end of turn")
     batch_size: PositiveInt = Field(32, description="utterances per generation batch")

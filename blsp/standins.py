@@ -41,14 +41,14 @@ from shards.sample import EMOTIONS
 OnStep = Callable[[int, int, float], None]  # step, number of steps, loss
 
 _CPU = torch.device("cpu")
+# How often the text LLM is taught each prompt; it learns no others.
+_TAUGHT = {"continue": 0.25, "continue_emotion": 0.3, "continue_tone": 0.2, "identify": 0.1, "chat": 0.15}
 
 
 def _example(rng: np.random.Generator, sentences: list[Sentence]) -> tuple[str, str | None, str, str]:
     """One lesson of the text LLM: prompt, label shown, text, answer."""
     sentence = sentences[rng.integers(len(sentences))]
-    prompt = str(
-        rng.choice(["continue", "continue_emotion", "continue_tone", "identify", "chat"], p=[0.25, 0.3, 0.2, 0.1, 0.15])
-    )
+    prompt = str(rng.choice(list(_TAUGHT), p=list(_TAUGHT.values())))
     emotion, text = EMOTIONS[rng.integers(len(EMOTIONS))], sentence.text
     if prompt == "continue_emotion":
         return prompt, emotion, text, sentence.continuation(emotion)
@@ -66,7 +66,8 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     sentences = split_sentences()["train"]
     texts = [text for _ in range(4000) for text in _example(rng, sentences)[2:]]
     for emotion in EMOTIONS:
-        wordings = [prompt.system + "\n" + prompt.instruction.format(emotion=emotion) for prompt in PROMPTS.values()]
+        taught = [PROMPTS[name] for name in _TAUGHT]
+        wordings = [prompt.system + "\n" + prompt.instruction.format(emotion=emotion) for prompt in taught]
         texts += [f"system\n{wording}\nuser\nassistant\n" for wording in wordings] * 40
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

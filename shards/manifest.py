@@ -109,8 +109,7 @@ def read_manifest(path: Path) -> list[Utterance]:
             errors.add(path, line.number, f"id {name!r} was already used in line {first_line[name]}")
             continue
         first_line[name] = line.number
-        audio = str(path.absolute().parent / line.utterance.audio)
-        utterances.append(dataclasses.replace(line.utterance, audio=audio))
+        utterances.append(line.utterance.with_paths(lambda audio: str(path.absolute().parent / audio)))
     errors.raise_if_any()
     if not utterances:
         raise empty_manifest(path)
@@ -123,7 +122,7 @@ def empty_manifest(path: Path) -> ValueError:
 
 
 def parse_utterance(line: bytes) -> Utterance:
-    """What a line says, the audio path as it stands there. Raises ValueError in a few words."""
+    """What a line says, audio paths as they stand there. Raises ValueError in a few words."""
     return Utterance.from_json(parse_line(line))
 
 
@@ -144,7 +143,7 @@ def write_manifest(path: Path, utterances: Iterable[Utterance]) -> None:
     """Write the utterances sorted by id, all or nothing."""
     folder = path.absolute().parent
     rows = (
-        dataclasses.replace(utterance, audio=portable_path(utterance.audio, folder)).to_json()
+        utterance.with_paths(lambda audio: portable_path(audio, folder)).to_json()
         for utterance in sorted(utterances, key=lambda utterance: utterance.id)
     )
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())

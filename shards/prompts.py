@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from shards.sample import EMOTIONS
+from shards.sample import EMOTIONS, ROLES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,11 +49,17 @@ PROMPTS = {
         "neutral, sad, angry, happy, or surprise.\n\nSpeech: ",
     ),
     "chat": Prompt(EMPATHY_SYSTEM, ""),
+    "reply": Prompt(PLAIN_SYSTEM, ""),
+    "reply_emotion": Prompt(EMPATHY_SYSTEM, "Answer the following, which is said in a '{emotion}' emotion tone: "),
 }
 
 # The prompt under which a continuation is learnt from speech. The writer of stage-2 targets sees the label; the
-# model that learns them never does.
-TRAINED_UNDER = {"continue": "continue", "continue_emotion": "continue_tone"}
+# model that learns them never does. Under the last two the LLM answers in place of going on: conversations.
+TRAINED_UNDER = {
+    "continue": "continue", "continue_emotion": "continue_tone", "reply": "reply", "reply_emotion": "chat"
+}  # fmt: skip
+# Where the student's prompt is the writer's, so that the text LLM is its own teacher.
+SAME_PROMPT = tuple(writing for writing, trained in TRAINED_UNDER.items() if writing == trained)
 
 _SLOT = "\u241fspeech\u241f"
 
@@ -61,7 +67,8 @@ _SLOT = "\u241fspeech\u241f"
 class ChatTemplate:
     """Token ids of everything around the speech, for one LLM's tokenizer and chat template.
 
-    A sequence is `prefix(prompt) + [speech slots or transcript ids] + suffix() + response(...)`.
+    A sequence is `prefix(prompt) + [speech slots or transcript ids] + suffix() + response(...)`; in a conversation
+    `around` says what stands between the turns.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -73,21 +80,24 @@ class ChatTemplate:
             raise ValueError(f"{tokenizer.name_or_path}: the tokenizer names no end-of-turn (eos) token")
         self.tokenizer = tokenizer
         self.end_of_turn_id: int = tokenizer.eos_token_id
-        self._prefixes: dict[tuple[str, str | None], list[int]] = {}
+        self._around: dict[tuple[str, str | None, int], list[list[int]]] = {}
 
-    def _split(self, prompt: str, emotion: str | None) -> tuple[str, str]:
+    def _split(self, prompt: str, emotion: str | None, num_earlier: int) -> list[str]:
         wording = PROMPTS[prompt]
         instruction = wording.instruction.format(emotion=emotion) if emotion else wording.instruction
-        user = instruction + _SLOT
-        rendered = self._render([{"role": "system", "content": wording.system}, {"role": "user", "content": user}])
+        contents = [_SLOT] * num_earlier + [instruction + _SLOT]
+        turns = [{"role": ROLES[i % 2], "content": content} for i, content in enumerate(contents)]
+        rendered = self._render([{"role": "system", "content": wording.system}, *turns])
         if rendered is None or wording.system not in rendered:
             # Mistral's and Gemma's templates know no system turn: its words open the user's.
-            rendered = self._render([{"role": "user", "content": f"{wording.system}\n\n{user}"}])
-        before, *after = (rendered or "").split(_SLOT)
-        if len(after) != 1:
-            how = "repeats" if after else "drops"
-            raise ValueError(f"{self.tokenizer.name_or_path}: its chat template {how} the user's message")
-        return before, after[0]
+            turns[0]["content"] = f"{wording.system}\n\n{contents[0]}"
+            rendered = self._render(turns)
+        pieces = (rendered or "").split(_SLOT)
+        if len(pieces) != len(turns) + 1:
+            how = "repeats" if len(pieces) > len(turns) + 1 else "drops"
+            which = "an earlier turn of a conversation" if num_earlier else "the user's message"
+            raise ValueError(f"{self.tokenizer.name_or_path}: its chat template {how} {which}")
+        return pieces
 
     def _render(self, turns: list[dict[str, str]]) -> str | None:
         """A conversation as text, up to where the answer starts; None when the template refuses it."""
@@ -103,16 +113,30 @@ class ChatTemplate:
         assert isinstance(rendered, str)
         return rendered
 
+    def around(self, prompt: str, emotion: str | None = None, num_earlier: int = 0) -> list[list[int]]:
+        """Ids before, between and behind the contents of the turns: of `num_earlier` messages, then of the last turn,
+        before which the instruction stands. `emotion` fills its placeholder. Raises ValueError when the chat template
+        does not render such a conversation."""
+        key = (prompt, emotion, num_earlier)
+        if key not in self._around:
+            self._around[key] = [self._ids(piece) for piece in self._split(prompt, emotion, num_earlier)]
+        return self._around[key]
+
+    def context(self, prompt: str, emotion: str | None, contents: Sequence[list[int]]) -> list[int]:
+        """Ids of a conversation up to where the response starts; `contents` are those of its turns."""
+        first, *others = self.around(prompt, emotion, len(contents) - 1)
+        ids = list(first)
+        for content, behind in zip(contents, others, strict=True):
+            ids += content + behind
+        return ids
+
+    def num_around(self, prompt: str, emotion: str | None = None, num_earlier: int = 0) -> int:
+        """How many ids `around` has."""
+        return sum(map(len, self.around(prompt, emotion, num_earlier)))
+
     def prefix(self, prompt: str, emotion: str | None = None) -> list[int]:
         """Ids before the speech: system turn, start of the user turn, instruction. `emotion` fills its placeholder."""
-        key = (prompt, emotion)
-        if key not in self._prefixes:
-            self._prefixes[key] = self._ids(self._split(prompt, emotion)[0])
-        return self._prefixes[key]
-
-    @cached_property
-    def _suffix(self) -> list[int]:
-        return self._ids(self._split("continue", None)[1])
+        return self.around(prompt, emotion)[0]
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
@@ -120,7 +144,7 @@ class ChatTemplate:
 
     def suffix(self) -> list[int]:
         """Ids between the speech and the response: end of the user turn, start of the assistant turn."""
-        return self._suffix
+        return self.around("continue")[1]
 
     def encode(self, text: str) -> list[int]:
         """Ids of a transcript or response; special tokens inside it are spelled out as characters."""
@@ -152,5 +176,7 @@ class ChatTemplate:
         prefixes = {name: self.prefix(name, EMOTIONS[0] if "{emotion}" in p.instruction else None)
                     for name, p in PROMPTS.items()}  # fmt: skip
         vocabulary = sorted(self.tokenizer.get_vocab().items())
-        content = json.dumps([prefixes, self.suffix(), vocabulary, PROMPTS["continue_emotion"].instruction])
+        named = [prompt.instruction for prompt in PROMPTS.values() if "{emotion}" in prompt.instruction]
+        turns = self._render([{"role": role, "content": _SLOT} for role in (*ROLES, ROLES[0])])
+        content = json.dumps([prefixes, self.suffix(), vocabulary, named, turns])
         return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()

@@ -1,6 +1,6 @@
-"""The nouns that travel from a corpus to a shard: `Utterance` and `Continuation`.
+"""The nouns that travel from a corpus to a shard: `Utterance`, with the `Message`s before it, and `Continuation`.
 
-Both are plain frozen records with an exact JSON form. `from_json` checks types and refuses unknown emotions, so that
+All are plain frozen records with an exact JSON form. `from_json` checks types and refuses unknown emotions, so that
 whatever passes it can be trusted downstream.
 """
 
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 # The authors' label ids: the position in this tuple is the id that the classifier learns.
 EMOTIONS = ("neutral", "happy", "angry", "sad", "surprise")
+ROLES = ("user", "assistant")
+MAX_MESSAGES = 32  # before the last turn: with it at most 17 clips, so that a sample's audio stays a few MB
 _LONGEST_S = 1e7  # 116 days: what is longer is no second count, and does not fit where spans are computed with
 
 
@@ -50,12 +52,82 @@ def is_unicode(text: str) -> bool:
 _OPTIONAL_NUMBER: tuple[type, ...] = (int, float, type(None))
 
 
+def _check_values(record: Message | Utterance) -> None:
+    """Raises ValueError for half characters, numbers that are no seconds, or no span of audio."""
+    for name, value in vars(record).items():
+        if isinstance(value, str) and not is_unicode(value):
+            raise ValueError(f"field {name!r} holds half a character (a lone surrogate): {value!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"field {name!r} must be a finite number, got {value}")
+        if isinstance(value, int | float) and value >= _LONGEST_S:
+            raise ValueError(f"field {name!r} must be below {_LONGEST_S:,.0f} seconds, got {str(value)[:20]}")
+    if record.start_s < 0 or (record.duration_s is not None and record.duration_s <= 0):
+        raise ValueError(f"start_s={record.start_s}, duration_s={record.duration_s} is not a span of audio")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """A turn before the last one of a conversation: words, of the user also as speech.
+
+    With `audio` it is heard, and `text` is its transcript; the span is given as in `Utterance`. `num_samples` is the
+    length of that clip at 16 kHz, known once it lies in a shard.
+    """
+
+    role: str
+    text: str
+    audio: str | None = None
+    start_s: float = 0.0
+    duration_s: float | None = None
+    num_samples: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise ValueError(f"unknown role {self.role!r}; it is {' or '.join(ROLES)}")
+        if not self.text.strip():
+            raise ValueError("field 'text' is empty; a turn needs its words, speech its transcript")
+        if self.num_samples is not None and not 0 < self.num_samples < _LONGEST_S:
+            raise ValueError(f"field 'num_samples' must be above 0 and below {_LONGEST_S:,.0f}, got {self.num_samples}")
+        _check_values(self)
+        if self.audio is not None and self.role != "user":
+            raise ValueError("field 'audio' is for turns of the user; the assistant answers in words")
+        if self.audio is None and (self.start_s, self.duration_s, self.num_samples) != (0, None, None):
+            raise ValueError("start_s, duration_s and num_samples are for turns with audio")
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """Raises ValueError naming the field that is missing, unknown or of the wrong type."""
+        types: dict[str, tuple[type, ...]] = {
+            "role": (str,), "text": (str,), "audio": (str, type(None)), "start_s": (int, float),
+            "duration_s": _OPTIONAL_NUMBER, "num_samples": (int, type(None)),
+        }  # fmt: skip
+        return cls(**_checked(cls, record, types))
+
+    def to_json(self) -> dict[str, Any]:
+        """Fields in declaration order; of a turn without audio its role and text alone."""
+        fields = vars(self) if self.audio is not None else {"role": self.role, "text": self.text}
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+def _messages(records: Any) -> tuple[Message, ...]:
+    """What the field `messages` says. Raises ValueError naming the message and what is wrong with it."""
+    if len(records) > MAX_MESSAGES:
+        raise ValueError(f"field 'messages' holds {len(records)} turns, more than {MAX_MESSAGES}; split it")
+    messages = []
+    for number, record in enumerate(records, start=1):
+        try:
+            messages.append(Message.from_json(record))
+        except ValueError as error:
+            raise ValueError(f"field 'messages', turn {number}: {error}") from None
+    return tuple(messages)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Utterance:
     """One line of a manifest: a span of audio, what was said, and (in emotion corpora) how.
 
     `audio` is a path, absolute or relative to the manifest's folder. `start_s` and `duration_s` are seconds
-    below 1e7; `duration_s=None` means "to the end of the file". `emotion` is one of EMOTIONS or None.
+    below 1e7; `duration_s=None` means "to the end of the file". `emotion` is one of EMOTIONS or None. `messages` are
+    the turns before it if it is the last one of a conversation: of the user and the assistant in turn.
     """
 
     id: str
@@ -69,21 +141,20 @@ class Utterance:
     language: str | None = None
     split: str = "train"
     licence: str | None = None
+    messages: tuple[Message, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.id:
             raise ValueError("field 'id' is empty")
         if self.emotion is not None and self.emotion not in EMOTIONS:
             raise ValueError(f"unknown emotion {self.emotion!r}; known are {', '.join(EMOTIONS)}, or null for none")
-        for name, value in vars(self).items():
-            if isinstance(value, str) and not is_unicode(value):
-                raise ValueError(f"field {name!r} holds half a character (a lone surrogate): {value!r}")
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"field {name!r} must be a finite number, got {value}")
-            if isinstance(value, int | float) and value >= _LONGEST_S:
-                raise ValueError(f"field {name!r} must be below {_LONGEST_S:,.0f} seconds, got {str(value)[:20]}")
-        if self.start_s < 0 or (self.duration_s is not None and self.duration_s <= 0):
-            raise ValueError(f"start_s={self.start_s}, duration_s={self.duration_s} is not a span of audio")
+        _check_values(self)
+        roles = [message.role for message in self.messages]
+        if roles != [ROLES[i % 2] for i in range(len(roles))] or len(roles) % 2:
+            raise ValueError(
+                "field 'messages' must be turns of user and assistant, alternately, and end with the assistant's: the "
+                f"utterance itself is the user's next; they are of {', '.join(roles)}"
+            )
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
@@ -92,13 +163,48 @@ class Utterance:
         types: dict[str, tuple[type, ...]] = {
             "id": text, "audio": text, "text": text, "corpus": text, "start_s": (int, float),
             "duration_s": _OPTIONAL_NUMBER, "emotion": optional_text, "speaker": optional_text,
-            "language": optional_text, "split": text, "licence": optional_text,
+            "language": optional_text, "split": text, "licence": optional_text, "messages": (list,),
         }  # fmt: skip
-        return cls(**_checked(cls, record, types))
+        values = _checked(cls, record, types)
+        return cls(**{**values, "messages": _messages(values.get("messages", []))})
 
     def to_json(self) -> dict[str, Any]:
-        """Fields in declaration order, without those that are None."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+        """Fields in declaration order, without those that are None or hold no messages."""
+        record = {name: value for name, value in vars(self).items() if value is not None and value != ()}
+        if self.messages:
+            record["messages"] = [message.to_json() for message in self.messages]
+        return record
+
+    @property
+    def audio_paths(self) -> list[str]:
+        """Of every turn that is heard, in order; its own is the last."""
+        return [message.audio for message in self.messages if message.audio is not None] + [self.audio]
+
+    @property
+    def earlier_samples(self) -> tuple[int, ...]:
+        """The length at 16 kHz of each clip before the last. Raises ValueError when a message does not say it, as in a
+        shard each does."""
+        lengths = []
+        for message in self.messages:
+            if message.audio is not None:
+                if message.num_samples is None:
+                    raise ValueError(f"{message.audio}: its message has no num_samples")
+                lengths.append(message.num_samples)
+        return tuple(lengths)
+
+    def with_paths(self, change: Callable[[str], str]) -> Self:
+        """With every audio path changed."""
+        messages = (m if m.audio is None else dataclasses.replace(m, audio=change(m.audio)) for m in self.messages)
+        return dataclasses.replace(self, audio=change(self.audio), messages=tuple(messages))
+
+    def with_lengths(self, num_samples: Iterable[int]) -> Self:
+        """With the length at 16 kHz of each clip before the last."""
+        lengths = iter(num_samples)
+        messages = tuple(
+            message if message.audio is None else dataclasses.replace(message, num_samples=next(lengths))
+            for message in self.messages
+        )
+        return dataclasses.replace(self, messages=messages)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,13 +3,17 @@
     {"audio": "wav/0001.flac", "text": "I saw it.", "emotion": "happy"}
 
 The three fields are the authors' own format; `emotion` may be left out, and every other field of `Utterance` may be
-given. The audio path is relative to the file's folder. Without an `id` the path without its ending is the id; without
-a `corpus` the name of the file is.
+given. Among them is `messages`: the turns before this one, if it is the last of a conversation.
+
+    {"audio": "wav/0003.flac", "text": "And now?", "messages": [
+        {"role": "user", "audio": "wav/0002.flac", "text": "I saw it."}, {"role": "assistant", "text": "What was it?"}]}
+
+Audio paths are relative to the file's folder. Without an `id` the path without its ending is the id; without a `corpus`
+the name of the file is.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -41,7 +45,8 @@ def _read_line(line: bytes, source: str, root: Path) -> Utterance | Reject:
         return Reject(source, "bad_json", str(error))
     if not utterance.text.strip():
         return Reject(source, "no_text", "the text is empty")
-    path = root.absolute().parent / utterance.audio
-    if not path.is_file():
-        return Reject(source, "missing_audio", f"{path}: no such file")
-    return dataclasses.replace(utterance, audio=str(path))
+    utterance = utterance.with_paths(lambda audio: str(root.absolute().parent / audio))
+    for path in utterance.audio_paths:
+        if not Path(path).is_file():
+            return Reject(source, "missing_audio", f"{path}: no such file")
+    return utterance

@@ -284,7 +284,9 @@ def parse_record(data: bytes) -> tuple[Utterance, Continuation | None]:
     try:
         record = json.loads(data)
         continuation = record.pop("continuation", None)
-        return Utterance.from_json(record), None if continuation is None else Continuation.from_json(continuation)
+        utterance = Utterance.from_json(record)
+        _ = utterance.earlier_samples  # raises where the length of a clip is missing
+        return utterance, None if continuation is None else Continuation.from_json(continuation)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"the record cannot be read ({error})") from None
 

@@ -133,9 +133,9 @@ def test_sizes_are_those_of_the_batches_and_never_less(template: ChatTemplate, w
     assert with_teacher or not sizes.teacher_tokens.any()
 
 
-@pytest.mark.parametrize("tasks", [{"chat": 1}, {"continue": 0}, {"continue": float("nan")}])
+@pytest.mark.parametrize("tasks", [{"continue_emotion": 1}, {"continue": 0}, {"continue": float("nan")}])
 def test_unknown_tasks_and_shares_are_refused(template: ChatTemplate, tasks: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="give positive shares to one or more of continue, continue_tone, identify"):
+    with pytest.raises(ValueError, match="positive shares to one or more of continue, continue_tone, reply, chat, identify"):
         Collator(template, speech_tokens, tasks, False)
 
 
