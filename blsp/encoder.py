@@ -6,19 +6,21 @@ transformers' own forward insists on 30 s of input and ignores masks; here clips
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, PreTrainedModel, WhisperConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from blsp.features import HOP, AudioWindow, log_mel, num_frames
 from blsp.lora import add_lora
 from blsp.packing import PackedConv1d, attention_implementation, bounds
+from blsp.pretrained import load_whole
 from blsp.recipe import EncoderLoraSection
-from blsp.wave_encoder import WAVE_MODELS, WaveEncoder, load_wave_encoder
+from blsp.wave_encoder import WAVE_MODELS, WaveEncoder, load_wave_encoder, new_wave_model, wave_positions
 
 
 class _EncoderOnly(WhisperEncoder):
@@ -34,14 +36,10 @@ def load_whisper_encoder(path: str, dtype: torch.dtype, device: torch.device) ->
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     if not isinstance(config, WhisperConfig):
         raise ValueError(f"model.encoder: {path} is a {config.model_type} model, not a Whisper, a WavLM or a HuBERT")
-    loaded: Any = _EncoderOnly.from_pretrained(
-        path, dtype=dtype, attn_implementation=attention_implementation(device, dtype),
-        key_mapping={r"^(model\.)?encoder\.": ""}, output_loading_info=True,
+    encoder: Any = load_whole(
+        _EncoderOnly, path, "model.encoder", others=True, dtype=dtype, key_mapping={r"^(model\.)?encoder\.": ""},
+        attn_implementation=attention_implementation(device, dtype),
     )  # fmt: skip
-    encoder, report = loaded
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ValueError(f"model.encoder: {path} lacks {len(missing)} of the encoder's weights, {missing[0]} for one")
     encoder.to(device)
     assert isinstance(encoder, WhisperEncoder)
     return encoder
@@ -76,13 +74,12 @@ class SpeechEncoder(nn.Module):
     @property
     def max_samples(self) -> int:
         """The longest clip that fits the encoder's positions, the window's silence included."""
-        positions = int(self.whisper.config.max_source_positions)
-        return self.window.longest(positions * 2 * HOP)
+        return longest_clip(self.whisper.config, self.window)
 
     @staticmethod
     def num_positions(num_samples: int) -> int:
         """P for a clip, without the window's silence."""
-        return (num_frames(num_samples) - 1) // 2 + 1
+        return _whisper_positions(num_samples)
 
     def forward(self, waveform: Tensor, num_samples: Tensor) -> tuple[Tensor, list[int]]:
         """int16 [sum N], int64 [n] -> [sum P, D] and P of each clip; positions of the window's silence are cut off."""
@@ -106,6 +103,30 @@ class SpeechEncoder(nn.Module):
 
 
 Encoder = SpeechEncoder | WaveEncoder
+
+
+def _whisper_positions(num_samples: int) -> int:
+    return (num_frames(num_samples) - 1) // 2 + 1
+
+
+def num_positions(config: PreTrainedConfig, num_samples: int) -> int:
+    """P of a clip for an encoder of this configuration. Raises ValueError for one too short to be heard."""
+    return wave_positions(config, num_samples) if config.model_type in WAVE_MODELS else _whisper_positions(num_samples)
+
+
+def longest_clip(config: PreTrainedConfig, window: AudioWindow) -> int:
+    """The most samples that fit an encoder's positions, the window's silence included. WavLM's and HuBERT's positions
+    are relative: memory is their only limit."""
+    return sys.maxsize if config.model_type in WAVE_MODELS else window.longest(config.max_source_positions * 2 * HOP)
+
+
+def new_encoder(
+    config: PreTrainedConfig, window: AudioWindow, normalised: bool, dtype: torch.dtype, attention: str
+) -> Encoder:
+    """An encoder of this configuration whose weights are still to come; `normalised` as `load_wave_encoder` says."""
+    if config.model_type in WAVE_MODELS:
+        return WaveEncoder(new_wave_model(config, dtype, attention), normalised)
+    return SpeechEncoder(WhisperEncoder._from_config(config, dtype=dtype, attn_implementation=attention), window)
 
 
 def load_encoder(path: str, window: AudioWindow, dtype: torch.dtype, device: torch.device) -> Encoder:

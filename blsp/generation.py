@@ -137,6 +137,14 @@ class Answering(nn.Module):
 
 
 def pack(waveforms: list[NDArray[np.int16]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Clips end to end: int16 [sum N] and int64 [n]."""
+    """Clips end to end: int16 [sum N] and int64 [n]. Raises ValueError for one that is empty or of another type."""
+    for place, clip in enumerate(waveforms):
+        if clip.dtype != np.int16 or clip.ndim != 1:
+            raise ValueError(
+                f"clip {place} is {clip.dtype} {list(clip.shape)}, not int16 samples of one channel at 16 kHz; "
+                "shards.audio makes them of files and arrays"
+            )
+        if not len(clip):
+            raise ValueError(f"clip {place} holds no samples; leave it out")
     waveform = torch.from_numpy(np.concatenate(waveforms)).to(device)
     return waveform, torch.tensor([len(clip) for clip in waveforms], device=device)

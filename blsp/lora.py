@@ -65,10 +65,12 @@ def add_lora(
 ) -> tuple[nn.ModuleDict, LoraGate]:
     """Inject LoRA into `llm`. Returns the new layers, by the path of the layer they belong to, and their gate.
 
-    Raises ValueError when no layer of the LLM is named as `targets` say.
+    Raises ValueError when no layer of the LLM is named as `targets` say, or when they name its embeddings or its head:
+    the losses multiply by the head's weight at once, and where it is tied a delta would change the embeddings too.
     """
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none")  # type: ignore[arg-type]
     inject_adapter_in_model(config, llm, adapter_name=_ADAPTER)
+    _refuse_embeddings(llm)
     gate, layers = LoraGate(scope), nn.ModuleDict()
     for path, module in llm.named_modules():
         if hasattr(module, "lora_A") and _ADAPTER in module.lora_A:
@@ -76,3 +78,14 @@ def add_lora(
             # ModuleDict keys may not hold dots.
             layers[path.replace(".", "/")] = nn.ModuleDict({"A": module.lora_A[_ADAPTER], "B": module.lora_B[_ADAPTER]})
     return layers, gate
+
+
+def _refuse_embeddings(llm: Any) -> None:
+    head = getattr(llm, "get_output_embeddings", lambda: None)()
+    for path, module in llm.named_modules():
+        is_head = module is head
+        if hasattr(module, "base_layer") and (is_head or isinstance(module.base_layer, nn.Embedding)):
+            raise ValueError(
+                f"model.lora.targets: {path.split('.')[-1]} is the LLM's {'head' if is_head else 'embedding table'}, "
+                "which may be tied to its counterpart, and LoRA there is not built; name layers of the blocks only"
+            )

@@ -23,6 +23,7 @@ from blsp.generation import Answering
 from blsp.lora import LoraGate, add_lora
 from blsp.losses import Losses, cached_kl, continuation_ce, continuation_kl, emotion_ce
 from blsp.packing import attention_implementation, bounds
+from blsp.pretrained import load_whole
 from blsp.provenance import frozen_weights, refuse_other_weights
 from blsp.recipe import ModelSection, StageSection
 from blsp.section import Section
@@ -48,9 +49,15 @@ class SpeechLM(Answering):
     """
 
     def __init__(
-        self, config: ModelSection, llm: PreTrainedModel, encoder: Encoder, template: ChatTemplate | None
+        self,
+        config: ModelSection,
+        llm: PreTrainedModel,
+        encoder: Encoder,
+        template: ChatTemplate | None,
+        scale: float | None = None,
     ) -> None:
-        """Without a `template` the model takes token ids, and no text."""
+        """Without a `template` the model takes token ids, and no text. `scale` is `embedding_scale` of an LLM whose
+        weights are still to come."""
         super().__init__()
         self.config = config
         self._template = template
@@ -63,7 +70,7 @@ class SpeechLM(Answering):
         llm_width = embeddings.shape[1]
         adapter = make_adapter(config.adapter, encoder.width, llm_width)
         # Speech must arrive at the scale that the LLM's own embeddings have.
-        self.scale = embedding_scale(embeddings)
+        self.scale = embedding_scale(embeddings) if scale is None else scale
         nn.init.constant_(adapter.norm.weight, self.scale)
         self.parts = nn.ModuleDict(
             {
@@ -84,7 +91,7 @@ class SpeechLM(Answering):
             self.parts["lora"] = lora
         self.parts.requires_grad_(False)
         self.exported_parts: set[str] = set()
-        self.frozen = frozen_weights(config.llm, config.revision, config.encoder)
+        self.frozen: dict[str, str] = {}
 
     llm: PreTrainedModel
     encoder: Encoder
@@ -95,12 +102,14 @@ class SpeechLM(Answering):
         dtype = getattr(torch, config.dtype)
         template = _load_template(config.llm, config.revision)
         # Straight to the device: eight ranks of a host need not hold eight copies in its memory.
-        llm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            config.llm, revision=config.revision, dtype=dtype, trust_remote_code=False,
-            attn_implementation=attention_implementation(device, dtype), device_map={"": device},
+        llm: PreTrainedModel = load_whole(
+            AutoModelForCausalLM, config.llm, "model.llm", revision=config.revision, dtype=dtype,
+            trust_remote_code=False, attn_implementation=attention_implementation(device, dtype),
+            device_map={"": device},
         )  # fmt: skip
         encoder = load_encoder(config.encoder, AudioWindow(config.audio_window), dtype, device)
         model = cls(config, llm, encoder, template)
+        model.frozen = frozen_weights(config.llm, config.revision, config.encoder)
         if config.init is not None:
             model.load_export(config.init / "export")
         return model

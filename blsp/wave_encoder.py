@@ -14,10 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from transformers import AutoConfig, HubertModel, PreTrainedModel, Wav2Vec2FeatureExtractor, WavLMModel
+from transformers import (
+    AutoConfig,
+    HubertModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Wav2Vec2FeatureExtractor,
+    WavLMModel,
+)
 
 from blsp.features import AudioWindow
 from blsp.packing import attention_implementation, bounds, pad_packed
+from blsp.pretrained import load_whole
 from shards.audio import SAMPLE_RATE
 
 WAVE_MODELS: dict[str, type[HubertModel] | type[WavLMModel]] = {"hubert": HubertModel, "wavlm": WavLMModel}
@@ -45,23 +53,45 @@ def load_wave_encoder(path: str, dtype: torch.dtype, device: torch.device) -> tu
         raise ValueError(f"model.encoder: {path} hears {extractor.sampling_rate} Hz, but clips are at {SAMPLE_RATE} Hz")
     if getattr(config, "conv_pos_batch_norm", False):
         raise ValueError(f"model.encoder: {path} has a batch norm, through which clips would change one another")
-    # WavLM's attention is its own.
-    attention = attention_implementation(device, dtype) if config.model_type == "hubert" else None
     config.update(_QUIET)
-    loaded: Any = WAVE_MODELS[config.model_type].from_pretrained(
-        path, config=config, dtype=dtype, attn_implementation=attention, output_loading_info=True
-    )
-    model, report = loaded
-    missing = sorted(name for name in report["missing_keys"] if name != "masked_spec_embed")
-    if missing:
-        raise ValueError(f"model.encoder: {path} lacks {len(missing)} of the encoder's weights, {missing[0]} for one")
-    # One plain weight in place of a direction and a length: the same function, and what ZeRO-3 gathers is what is used.
-    parametrize.remove_parametrizations(model.encoder.pos_conv_embed.conv, "weight")
+    model: Any = load_whole(
+        WAVE_MODELS[config.model_type], path, "model.encoder", spare=("masked_spec_embed",), others=True, config=config,
+        dtype=dtype, attn_implementation=_attention(config, attention_implementation(device, dtype)),
+    )  # fmt: skip
+    _ready(model)
     model.to(device)
-    # About how transformers calls torch in WavLM's attention.
-    warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask", category=UserWarning)
     assert isinstance(model, PreTrainedModel)
     return model, bool(extractor.do_normalize)
+
+
+def new_wave_model(config: PreTrainedConfig, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+    """A model of this configuration whose weights are still to come."""
+    kind: Any = WAVE_MODELS[config.model_type]
+    model: PreTrainedModel = kind._from_config(config, dtype=dtype, attn_implementation=_attention(config, attention))
+    _ready(model)
+    return model
+
+
+def _attention(config: PreTrainedConfig, wanted: str) -> str | None:
+    """WavLM's attention is its own."""
+    return wanted if config.model_type == "hubert" else None
+
+
+def _ready(model: Any) -> None:
+    # One plain weight in place of a direction and a length: the same function, and what ZeRO-3 gathers is what is used.
+    parametrize.remove_parametrizations(model.encoder.pos_conv_embed.conv, "weight")
+    # About how transformers calls torch in WavLM's attention.
+    warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask", category=UserWarning)
+
+
+def wave_positions(config: PreTrainedConfig, num_samples: int) -> int:
+    """P for a clip. Raises ValueError for one shorter than the convolutions' reach (25 ms)."""
+    length = num_samples
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+        length = (length - kernel) // stride + 1
+    if length < 1:
+        raise ValueError(f"a clip of {num_samples} samples is too short for {config.model_type}; leave it out")
+    return length
 
 
 class WaveEncoder(nn.Module):
@@ -108,12 +138,7 @@ class WaveEncoder(nn.Module):
 
     def num_positions(self, num_samples: int) -> int:
         """P for a clip. Raises ValueError for one shorter than the convolutions' reach (25 ms)."""
-        config, length = self.model.config, num_samples
-        for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
-            length = (length - kernel) // stride + 1
-        if length < 1:
-            raise ValueError(f"a clip of {num_samples} samples is too short for {config.model_type}; leave it out")
-        return length
+        return wave_positions(self.model.config, num_samples)
 
     def forward(self, waveform: Tensor, num_samples: Tensor) -> tuple[Tensor, list[int]]:
         """int16 [sum N], int64 [n] -> [sum P, D] and P of each clip."""

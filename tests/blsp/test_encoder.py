@@ -119,7 +119,7 @@ def test_a_missing_weight_is_named(folder: Path, lost: str) -> None:
     weights = load_file(folder / "model.safetensors")
     del weights[lost]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=f"lacks 1 of the encoder's weights, {lost}"):
+    with pytest.raises(ValueError, match=f"lacks {lost}"):
         load_whisper_encoder(str(folder), torch.float32, CPU)
 
 

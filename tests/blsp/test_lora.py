@@ -187,3 +187,13 @@ def test_every_beam_of_a_sequence_is_gated_as_the_sequence(adapted: tuple) -> No
     alone = llm(inputs_embeds=embeddings).logits
     beams = llm(inputs_embeds=embeddings.repeat_interleave(3, 0)).logits
     torch.testing.assert_close(beams, alone.repeat_interleave(3, 0), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("target", "what"), [("lm_head", "head"), ("embed_tokens", "embedding table")])
+@pytest.mark.parametrize("tied", [True, False])
+def test_lora_on_embeddings_which_may_be_tied_is_refused(target: str, what: str, tied: bool) -> None:
+    config = make_llm().config
+    config.tie_word_embeddings = tied
+    llm = Qwen2ForCausalLM(config)
+    with pytest.raises(ValueError, match=f"model.lora.targets: {target} is the LLM's {what}, which may be tied"):
+        add_lora(llm, rank=2, alpha=2, dropout=0.0, targets=["q_proj", target], scope="all")

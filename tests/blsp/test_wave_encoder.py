@@ -92,7 +92,7 @@ def test_a_missing_weight_is_named(wavlm: Path) -> None:
     weights = load_file(wavlm / "model.safetensors")
     del weights["encoder.layers.1.attention.k_proj.weight"]
     save_file(weights, wavlm / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"lacks 1 of the encoder's weights, encoder\.layers\.1\.attention\.k_proj"):
+    with pytest.raises(ValueError, match=r"lacks encoder\.layers\.1\.attention\.k_proj"):
         wave_encoder(wavlm)
 
 
