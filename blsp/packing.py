@@ -1,14 +1,15 @@
 """Sequences laid end to end: the attention that keeps them apart, and the way to a padded view and back.
 
-One call serves every device: FlashAttention's varlen kernel where flash-attn is installed, otherwise torch's scaled
-dot product attention on each sequence. Both get the same `cu_seq_lens_*` arguments; a sequence never sees another.
+One call serves every device, whichever of blsp/kernels.py runs; a sequence never sees another. Sequences that begin
+alike may share their beginning: it lies there once, as a sequence of its own, which the others go on from.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import logging
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any, Self
 
 import torch
@@ -18,38 +19,49 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-_PACKED = "packed_sdpa"
+from blsp.kernels import Bounds, Reach, flash_attention, sdpa, torch_varlen
+
+_Kernel = Callable[[Tensor, Tensor, Tensor, Bounds, Reach], Tensor]
+# Not by names that hold "flash": transformers would make its own of them.
+_KERNELS: dict[str, _Kernel] = {"packed_sdpa": sdpa, "packed_varlen": torch_varlen, "packed_fa2": flash_attention}
 _log = logging.getLogger(__name__)
 
 
 def _packed_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    kernel: _Kernel,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    packed: Bounds | None = None,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """query [1, heads, T, d], key and value [1, kv heads, T, d] -> [1, T, heads, d]."""
     causal, window = bool(getattr(module, "is_causal", False)), kwargs.get("sliding_window")
-    lengths = kwargs.get("sequence_lengths")
-    if lengths is None:
-        if attention_mask is None:
-            attention_mask = _reach(query, causal, window).get("attn_mask")
-        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-        return output, None
-    outputs = [
-        functional.scaled_dot_product_attention(
-            q, k, v, dropout_p=kwargs.get("dropout", 0.0), scale=kwargs.get("scaling"),
-            enable_gqa=q.shape[1] != k.shape[1], **_reach(q, causal, window),
-        )
-        for q, k, v in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
-    ]  # fmt: skip
-    return torch.cat(outputs, 2).transpose(1, 2), None
+    if packed is not None:
+        key, value = _with_prefixes(key, packed), _with_prefixes(value, packed)
+        reach = Reach(causal, window, kwargs.get("scaling"), kwargs.get("dropout", 0.0))
+        return kernel(query, key, value, packed, reach), None
+    # Generation, or one plain sequence.
+    if attention_mask is None and window is not None and query.shape[2] > window:
+        length = query.shape[2]
+        attention_mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril().triu(1 - window)
+    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    return output, None
 
 
-def _reach(query: Tensor, causal: bool, window: int | None) -> dict[str, Any]:
-    """How far back a position looks: Mistral's and some of Qwen's layers see the last `window` positions only."""
-    length = query.shape[2]
-    if window is None or length <= window:
-        return {"is_causal": causal}
-    mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril().triu(1 - window)
-    return {"attn_mask": mask}
+def _with_prefixes(tensor: Tensor, packed: Bounds) -> Tensor:
+    """[1, g, T, d] -> what each sequence sees, end to end: the prefix that it goes on from, if any, and itself."""
+    if packed.key_lengths == packed.query_lengths:
+        return tensor
+    pieces = tensor.split(packed.query_lengths, 2)
+    seen = [
+        piece
+        for before, own in zip(packed.prefix_of, pieces, strict=True)
+        for piece in ((pieces[before], own) if before >= 0 else (own,))
+    ]
+    return torch.cat(seen, 2)
 
 
 def _packed_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
@@ -61,37 +73,41 @@ def _packed_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any
     return mask
 
 
-AttentionInterface.register(_PACKED, _packed_attention)
-AttentionMaskInterface.register(_PACKED, _packed_mask)
+for _name, _kernel in _KERNELS.items():
+    AttentionInterface.register(_name, partial(_packed_attention, _kernel))
+    AttentionMaskInterface.register(_name, _packed_mask)
 
 
 def attention_implementation(device: torch.device, dtype: torch.dtype) -> str:
     """The name to give transformers as `attn_implementation`; says once when the fast kernel is missing."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
-        return _PACKED
+        return "packed_sdpa"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        _announce("this GPU is older than the varlen kernels take: torch's attention runs each sequence apart")
+        return "packed_sdpa"
     if importlib.util.find_spec("flash_attn") is None:
-        _announce_missing_flash_attention()
-        return _PACKED
-    return "flash_attention_2"
+        _announce(
+            "flash-attn is not installed: torch's own varlen attention runs instead; "
+            "pip install flash-attn --no-build-isolation"
+        )
+        return "packed_varlen"
+    return "packed_fa2"
 
 
 @cache
-def _announce_missing_flash_attention() -> None:
-    _log.warning(
-        "flash-attn is not installed: torch's attention runs each sequence apart, which is slower; "
-        "pip install flash-attn --no-build-isolation"
-    )
+def _announce(warning: str) -> None:
+    _log.warning(warning)
 
 
-def bounds(lengths: list[int], device: torch.device) -> dict[str, Any]:
-    """The keyword arguments that tell packed attention where each of the sequences ends: tensors for FlashAttention,
-    plain numbers for torch's, which would otherwise wait for the device in every layer."""
-    cumulative = functional.pad(torch.tensor(lengths, device=device).cumsum(0), (1, 0)).to(torch.int32)
-    longest = max(lengths)
-    return {
-        "cu_seq_lens_q": cumulative, "cu_seq_lens_k": cumulative, "max_length_q": longest, "max_length_k": longest,
-        "sequence_lengths": lengths,
-    }  # fmt: skip
+def bounds(lengths: list[int], device: torch.device, prefix_of: list[int] | None = None) -> dict[str, Any]:
+    """The keyword argument that tells packed attention where each of the sequences ends, and for each the number of the
+    sequence that it goes on from, or -1. A sequence that others go on from goes on from none itself."""
+    prefix_of = [-1] * len(lengths) if prefix_of is None else prefix_of
+    assert all(before < 0 or prefix_of[before] < 0 for before in prefix_of)
+    key_lengths = [n + (lengths[before] if before >= 0 else 0) for n, before in zip(lengths, prefix_of, strict=True)]
+    ends = (functional.pad(torch.tensor(sizes).cumsum(0), (1, 0)) for sizes in (lengths, key_lengths))
+    cu_q, cu_k = (tensor.to(device=device, dtype=torch.int32) for tensor in ends)
+    return {"packed": Bounds(lengths, key_lengths, prefix_of, cu_q, cu_k)}
 
 
 def pad_packed(packed: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:

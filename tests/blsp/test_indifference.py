@@ -6,13 +6,15 @@ are about 5, rows of the losses up to 10. What ranks do to it is in test_ranks.p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import HubertConfig, PreTrainedTokenizerFast, WavLMConfig
 
 from blsp.model import SpeechLM
@@ -33,7 +35,7 @@ from tests.blsp.tiny import (
     model_section,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 CLOSE = 1e-5
 WHISPER = None
 CONV = {"type": "conv", "bottleneck": 8}
@@ -49,15 +51,6 @@ FORMS: dict[str, tuple[str, HubertConfig | WavLMConfig | None, dict[str, Any], i
 }
 MIXES = [(name, seed) for name, (*_, mixes, _) in FORMS.items() for seed in range(mixes)]
 every_mix = pytest.mark.parametrize(("form", "seed"), MIXES)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small are done before a second thread has woken up."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +159,34 @@ def gradient(model: SpeechLM, samples: Sequence[Sample], split: Sequence[Sequenc
     for part in split:
         stage(batch_of(model, [samples[i] for i in part]))[0].backward()
     return {name: parameter.grad.clone() for name, parameter in stage.named_parameters()}
+
+
+class Largest(TorchDispatchMode):
+    """Notes the size of the largest tensor that any operation makes, forward and backward."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        sizes = (value.numel() for value in tree_leaves(made) if isinstance(value, Tensor))
+        self.numel = max(self.numel, *sizes, 0)
+        return made
+
+
+@pytest.mark.parametrize("form", ["exact", "wavlm", "hubert"])
+def test_no_tensor_grows_with_the_square_of_a_pack(model: SpeechLM) -> None:
+    """No mask and no bias between all positions of a long pack, in any part."""
+    utterance = Utterance(id="a", audio="", text="word " * 10, corpus="x", emotion=None)
+    answer = Continuation(prompt="continue", text="more " * 10, finished=True, writer="x")
+    largest = []
+    for number in (30, 60):
+        batch = batch_of(model, [Sample(utterance, answer, clip(SAMPLE_RATE, i)) for i in range(number)])
+        with Largest() as seen:
+            Stage(model, ALL_AT_ONCE)(batch)[0].backward()
+        largest.append(seen.numel)
+    squares = [number**2 for number in (60 * model.encoder.num_positions(SAMPLE_RATE), len(batch.input_ids))]
+    assert largest[1] <= 2 * largest[0]
+    assert largest[1] < min(squares) / 2
 
 
 @every_mix

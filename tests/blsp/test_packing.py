@@ -102,10 +102,10 @@ def test_one_sequence_without_a_mask_is_causal() -> None:
 
 
 def test_bounds_are_cumulative() -> None:
-    where = bounds([3, 1, 4], CPU)
-    assert where["cu_seq_lens_q"].tolist() == [0, 3, 4, 8]
-    assert where["cu_seq_lens_q"].dtype == torch.int32
-    assert (where["max_length_q"], where["max_length_k"]) == (4, 4)
+    alone, shared = bounds([3, 1, 4], CPU)["packed"], bounds([3, 1, 4], CPU, [-1, 0, 0])["packed"]
+    assert alone.cu_seq_lens_q.tolist() == alone.cu_seq_lens_k.tolist() == [0, 3, 4, 8]
+    assert (shared.cu_seq_lens_q.tolist(), shared.cu_seq_lens_k.tolist()) == ([0, 3, 4, 8], [0, 3, 7, 14])
+    assert {tensor.dtype for tensor in (alone.cu_seq_lens_q, shared.cu_seq_lens_k)} == {torch.int32}
 
 
 def test_padding_keeps_every_row_in_its_place() -> None:
