@@ -46,16 +46,25 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+_Sets = Annotated[NonEmpty[Location], BeforeValidator(_as_list)]
+
+
+class ReplaySection(Section):
+    shards: _Sets = Field(description="shard set of an earlier stage, written under the prompt 'continue', or a list")
+    share: float = Field(gt=0, lt=1, description="of an epoch's clips that are replayed; other ones in each epoch")
+
+
 class DataSection(Section):
-    shards: Annotated[NonEmpty[Location], BeforeValidator(_as_list)] = Field(
-        description="shard set to learn from (what `blsp shard` wrote), or a list of sets"
-    )
+    shards: _Sets = Field(description="shard set to learn from (what `blsp shard` wrote), or a list of sets")
     clips_per_step: float = Field(ge=1, description="clips per optimizer step, as an expectation")
     micro_batches: PositiveInt = Field(24, description="equal parts of a step that the ranks take in turn")
     caps: CapsSection = Field(CapsSection(), description="the most that a micro-batch may hold, for the GPU's memory")
     cost: CostSection = Field(CostSection(), description="what is made equal between the micro-batches of a step")
     mixture: dict[str, NonNegativeFloat] = Field(
         {}, description="how often an epoch has each clip of a corpus; 1 where none is given, 0.25 is once in 4 epochs"
+    )
+    replay: ReplaySection | None = Field(
+        None, description="clips learnt under 'continue' with the loss ce beside the others, to keep plain behaviour"
     )
     augment: AugmentSection | None = Field(None, description="light changes of the waveform; null for none")
     num_workers: NonNegativeInt = Field(0, description="reader processes per rank; 0 reads in the training process")

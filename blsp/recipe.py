@@ -241,6 +241,14 @@ class TrainRecipe(Section):
                 )
             if section is not None and name not in self.stage.train and self.model.init is None:
                 yield ("model", name), f"nothing trains it; add '{name}' to stage.train or remove model.{name}"
+        if self.data.replay is not None and "continue" in self.stage.prompts:
+            yield (
+                ("data", "replay"),
+                "replayed clips are those under 'continue' in a stage of other prompts; take it out of stage.prompts, "
+                "or name all sets in data.shards and weigh them by data.mixture",
+            )
+        elif self.data.replay is not None and {"ce", "kl"} & set(self.stage.losses) != {"ce"}:
+            yield ("data", "replay"), "clips are replayed by the loss ce alone; use ce without kl, or remove replay"
         if self.model.encoder_lora is not None and "encoder" in self.stage.train:
             yield (
                 ("stage", "train"),

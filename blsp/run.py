@@ -16,6 +16,7 @@ from deepspeed.utils import set_z3_leaf_modules
 from torch import Tensor, nn
 
 from blsp import checkpoint, checkpoint_folder, zero
+from blsp.data_section import DataSection
 from blsp.losses import Losses
 from blsp.model import SpeechLM
 from blsp.provenance import refuse_other_weights
@@ -160,7 +161,7 @@ def prepare(recipe: TrainRecipe, device: torch.device, on_step: OnStep) -> Run:
 def _data(recipe: TrainRecipe, model: SpeechLM) -> tuple[ShardSet, Plan, Reader]:
     """The shards, a plan of them that keeps to its caps to the run's end, and this rank's share of it."""
     data = recipe.data
-    shard_set = ShardSet.open(*data.shards)
+    shard_set = ShardSet.open(*data.shards, replay=data.replay.shards if data.replay else ())
     _refuse_long_clips(model, shard_set)
     # Rank 0 first: it leaves the counts for the others.
     together(lambda: token_counts(shard_set, model.template))
@@ -174,11 +175,11 @@ def _data(recipe: TrainRecipe, model: SpeechLM) -> tuple[ShardSet, Plan, Reader]
     counts = token_counts(shard_set, model.template)
     rows = shard_set.rows
     plan = Plan(
-        collator.sizes(rows["num_samples"], counts, model.encoder.window.padded),
+        collator.sizes(rows["num_samples"], counts, model.encoder.window.padded, shard_set.replayed),
         dataset_id=shard_set.dataset_id, seed=data.seed,
         clips_per_step=data.clips_per_step, micro_batches=data.micro_batches,
         weights=CostWeights(**data.cost.model_dump()), caps=Caps(**data.caps.model_dump()),
-        mixture=Mixture(rows["corpus"], shard_set.corpora, data.mixture, data.seed) if data.mixture else None,
+        mixture=_mixture(data, shard_set),
     )  # fmt: skip
     _refuse_other_plans(plan, shard_set)
     plan.check(-(-_total_steps(recipe, plan) // plan.num_steps(0)))
@@ -192,6 +193,13 @@ def _data(recipe: TrainRecipe, model: SpeechLM) -> tuple[ShardSet, Plan, Reader]
         num_workers=data.num_workers, augment=Augment(**data.augment.model_dump()) if data.augment else None,
     )  # fmt: skip
     return shard_set, plan, reader
+
+
+def _mixture(data: DataSection, shard_set: ShardSet) -> Mixture | None:
+    if not data.mixture and data.replay is None:
+        return None
+    replay = (shard_set.replayed, data.replay.share) if data.replay else ()
+    return Mixture(shard_set.rows["corpus"], shard_set.corpora, data.mixture, data.seed, *replay)
 
 
 def _cached_teacher(recipe: TrainRecipe, model: SpeechLM, shard_set: ShardSet) -> CachedTeacher | None:
@@ -249,6 +257,7 @@ def _resume(run: Run) -> None:
     before, now = TrainRecipe.model_validate(state.recipe).model_dump(), run.recipe.model_dump()
     for recipe in (before, now):  # the plan's hash says what the shards hold; where they lie and who reads is free
         del recipe["data"]["shards"], recipe["data"]["num_workers"]
+        (recipe["data"]["replay"] or {}).pop("shards", None)
     changes = [
         change
         for key in ("model", "stage", "data", "optim")

@@ -61,6 +61,9 @@ TRAINED_UNDER = {
 # Where the student's prompt is the writer's, so that the text LLM is its own teacher.
 SAME_PROMPT = tuple(writing for writing, trained in TRAINED_UNDER.items() if writing == trained)
 
+# Written for it is what may be replayed beside another prompt, and trained under it: the LLM's plain behaviour.
+REPLAYED = "continue"
+
 _SLOT = "\u241fspeech\u241f"
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from shards.audio import SAMPLE_RATE
 from shards.batches.sizes import Sizes
-from shards.prompts import PROMPTS, TRAINED_UNDER, ChatTemplate
+from shards.prompts import PROMPTS, REPLAYED, TRAINED_UNDER, ChatTemplate
 from shards.sample import EMOTIONS
 from shards.sets.shard_set import CorruptSample, Sample
 from shards.sets.teacher import CachedTeacher
@@ -123,7 +123,7 @@ class Collator:
         self.cached = cached
 
     def task(self, id_hash: int, seed: int, epoch: int) -> str:
-        """The task of a clip in an epoch: a pure function of the three, the same on every rank."""
+        """The task in an epoch of a clip that is not replayed: a pure function of the three, the same on every rank."""
         digest = hashlib.blake2b(f"{seed} {epoch} {id_hash}".encode(), digest_size=8).digest()
         draw = int.from_bytes(digest, "little") / 2**64
         return self.tasks[min(int(np.searchsorted(self._shares, draw, side="right")), len(self.tasks) - 1)]
@@ -137,10 +137,12 @@ class Collator:
         num_samples: NDArray[np.integer],
         counts: NDArray[np.void],
         heard_samples: Callable[[int], int] = lambda num_samples: num_samples,
+        replayed: NDArray[np.bool_] | None = None,
     ) -> Sizes:
         """What each of n clips brings to a batch, at most: its task and its emotion are left open.
 
-        `num_samples` is [n], `counts` TOKEN_COUNTS [n]; `heard_samples` adds the audio window to a clip's samples.
+        `num_samples` is [n], `counts` TOKEN_COUNTS [n]; `heard_samples` adds the audio window to a clip's samples;
+        `replayed` (bool [n]) says whose task is REPLAYED.
         """
         template = self.template
         lengths, place = np.unique(num_samples, return_inverse=True)
@@ -149,14 +151,16 @@ class Collator:
         written = counts["num_response_tokens"].astype(np.int64)
         label = max(len(self.label_response(emotion)) for emotion in EMOTIONS)
         tokens, responses, teacher_tokens = np.zeros_like(slots), np.zeros_like(slots), np.zeros_like(slots)
-        for task in self.tasks:
+        again = np.zeros(len(slots), bool) if replayed is None else replayed
+        for task, mine in (*((task, ~again) for task in self.tasks), (REPLAYED, again)):
             response = np.full_like(written, label) if task == "identify" else written
-            responses = np.maximum(responses, response)
-            tokens = np.maximum(tokens, len(template.prefix(task) + template.suffix()) + slots + response)
-        if self._with_teacher:
-            prompts = [prompt for prompt, task in TRAINED_UNDER.items() if task in self.tasks]
-            prefix = max(len(template.prefix(prompt, emotion)) for prompt in prompts for emotion in EMOTIONS)
-            teacher_tokens = prefix + len(template.suffix()) + counts["num_text_tokens"] + written
+            responses[mine] = np.maximum(responses, response)[mine]
+            needed = len(template.prefix(task) + template.suffix()) + slots + response
+            tokens[mine] = np.maximum(tokens, needed)[mine]
+            for prompt in (prompt for prompt, under in TRAINED_UNDER.items() if under == task and self._with_teacher):
+                prefix = max(len(template.prefix(prompt, emotion)) for emotion in EMOTIONS)
+                needed = prefix + len(template.suffix()) + counts["num_text_tokens"] + written
+                teacher_tokens[mine] = np.maximum(teacher_tokens, needed)[mine]
         return Sizes(heard, tokens, teacher_tokens, responses)
 
     def __call__(

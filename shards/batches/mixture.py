@@ -1,4 +1,5 @@
-"""How often each clip is in each epoch: corpora have weights, and over the epochs every clip gets its share."""
+"""How often each clip is in each epoch: corpora have weights, replayed clips a share of the whole, and over the epochs
+every clip gets its turn."""
 
 from __future__ import annotations
 
@@ -13,12 +14,22 @@ _KEY = 2**64 - 1  # of the random order that fractions rotate through; epochs ha
 
 
 class Mixture:
-    """Corpus weights over n clips. Weight 2 is every clip twice an epoch, 0.25 every clip once in four epochs."""
+    """Corpus weights over n clips. Weight 2 is every clip twice an epoch, 0.25 every clip once in four epochs.
+
+    The weight of replayed clips follows from their share: beside m others an epoch has share m / (1 - share) of them.
+    """
 
     def __init__(
-        self, corpus: NDArray[np.uint64], corpora: Mapping[str, int], weights: Mapping[str, float], seed: int
+        self,
+        corpus: NDArray[np.uint64],
+        corpora: Mapping[str, int],
+        weights: Mapping[str, float],
+        seed: int,
+        replayed: NDArray[np.bool_] | None = None,
+        share: float = 0.0,
     ) -> None:
-        """`corpus` is each clip's corpus (uint64 [n]), `corpora` what the names stand for there.
+        """`corpus` is each clip's corpus (uint64 [n]), `corpora` what the names stand for there; `replayed` (bool [n])
+        says which clips are replayed, `share` how many of an epoch's clips they are, from 0 to below 1.
 
         Raises ValueError for a corpus that is not there, a weight that is too small, or when nothing is left.
         """
@@ -35,30 +46,36 @@ class Mixture:
             )
         self.weights = {name: _fraction(weight) for name, weight in sorted(weights.items()) if weight != 1}
         self._num_clips = len(corpus)
-        self._parts: list[tuple[NDArray[np.int64], Fraction]] = []
+        self._parts: list[tuple[NDArray[np.int64], Fraction]] = []  # rows in their order, and how many an epoch has
+        apart = np.zeros(len(corpus), bool) if replayed is None else replayed
         random = np.random.Philox(key=np.array([seed, _KEY], np.uint64)).random_raw(len(corpus))
         for name, weight in self.weights.items():
-            rows = np.flatnonzero(corpus == np.uint64(corpora[name]))
-            self._parts.append((rows[np.argsort(random[rows], kind="stable")], weight))
-        plain = len(corpus) - sum(len(rows) for rows, _ in self._parts)
-        self.mean_clips = float(plain + sum(len(rows) * weight for rows, weight in self._parts))
-        self.fewest_clips = plain + sum(int(len(rows) * weight) for rows, weight in self._parts)
-        if not self.fewest_clips:
+            rows = np.flatnonzero((corpus == np.uint64(corpora[name])) & ~apart)
+            self._parts.append((rows[np.argsort(random[rows], kind="stable")], weight * len(rows)))
+        plain = int((~apart).sum()) - sum(len(rows) for rows, _ in self._parts)
+        if not plain + sum(int(clips) for _, clips in self._parts):
             raise ValueError("data.mixture: its weights leave epochs without a clip; raise them")
+        self.replay = (int(apart.sum()), str(share)) if replayed is not None else None
+        if replayed is not None:
+            rows = np.flatnonzero(apart)
+            if not len(rows):
+                raise ValueError("data.replay: its shards hold no clips; name another set, or leave it out")
+            others, of_all = plain + sum(clips for _, clips in self._parts), Fraction(str(share))
+            self._parts.append((rows[np.argsort(random[rows], kind="stable")], of_all * others / (1 - of_all)))
+        self.mean_clips = float(plain + sum(clips for _, clips in self._parts))
+        self.fewest_clips = plain + sum(int(clips) for _, clips in self._parts)
 
     def copies(self, epoch: int) -> NDArray[np.int64]:
         """int64 [n]: how often each clip is in the epoch, its weight rounded down or up.
 
-        Clip r of m in a corpus of weight w has floor(w (epoch + 1) + r / m) - floor(w epoch + r / m): over E epochs it
-        gets w E within 1, and the whole corpus gets w m within 1 in each epoch.
+        Clip r of m in a part of weight w has floor(w (epoch + 1) + r / m) - floor(w epoch + r / m): over E epochs it
+        gets w E within 1, and the whole part gets exactly floor(w m E).
         """
         copies = np.ones(self._num_clips, np.int64)
-        for rows, weight in self._parts:
-            up, down, count = weight.numerator, weight.denominator, len(rows)
-            rank = np.arange(count) * down
-            copies[rows] = ((epoch + 1) * up * count + rank) // (down * count) - (epoch * up * count + rank) // (
-                down * count
-            )
+        for rows, clips in self._parts:
+            count, before, after = len(rows), int(clips * epoch), int(clips * (epoch + 1))
+            rank = np.arange(count)
+            copies[rows] = (after + rank) // count - (before + rank) // count
         return copies
 
 

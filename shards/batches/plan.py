@@ -67,7 +67,8 @@ class _Epoch:
 class Plan:
     """Steps of about `clips_per_step` clips, each of M = `micro_batches` arrays of row numbers.
 
-    Every epoch has the same number of steps and holds every row once, or as often as `mixture` says.
+    Every epoch has the same number of steps and holds every row once, or as often as `mixture` says; what is replayed
+    lies evenly among the others.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Plan:
         self.steps_per_epoch = min(max(1, round(mean_clips / clips_per_step)), fewest)
         settings = [dataset_id, seed, clips_per_step, micro_batches, asdict(self._caps)]
         settings.append({name: str(weight) for name, weight in mixture.weights.items()} if mixture else {})
+        settings += [mixture.replay] if mixture and mixture.replay else []
         digest = hashlib.blake2b(json.dumps(settings).encode(), digest_size=8)
         for numbers in (self._costs, capped):
             digest.update(numbers.astype("<i8").tobytes())

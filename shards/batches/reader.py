@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from shards.batches.augment import Augment
 from shards.batches.collate import FILLER_ID, Batch, Collator
 from shards.batches.plan import Plan
-from shards.prompts import TRAINED_UNDER
+from shards.prompts import REPLAYED, TRAINED_UNDER
 from shards.sample import EMOTIONS
 from shards.sets.shard_set import CorruptSample, Sample, ShardSet, no_continuations
 from shards.sets.tokens import token_counts
@@ -146,7 +146,10 @@ class Reader:
         micro_batches = self._plan.step(epoch, step)
         rows = np.concatenate(micro_batches)
         entries = self._shard_set.rows[rows]
-        tasks = [self._collator.task(int(hashed), self._plan.seed, epoch) for hashed in entries["id_hash"]]
+        tasks = [
+            REPLAYED if again else self._collator.task(int(hashed), self._plan.seed, epoch)
+            for hashed, again in zip(entries["id_hash"], self._shard_set.replayed[rows], strict=True)
+        ]
         labels = self._label_tokens[entries["emotion"]]
         counts = np.where(np.array(tasks) == "identify", labels, self._response_tokens[rows])
         planned = epoch, int(counts.sum()), int((entries["emotion"] >= 0).sum())
@@ -189,10 +192,11 @@ def _check_tasks(shard_set: ShardSet, collator: Collator) -> None:
                 f"{shard_set.url}: its continuations were written under {shard_set.prompt!r} and train {trained!r}, "
                 f"not {task!r}; make shards with writer.prompt={writing}, or train {trained!r}"
             )
-    unlabelled = int((shard_set.rows["emotion"] < 0).sum())
+    labelled = shard_set.rows["emotion"][~shard_set.replayed] >= 0
+    unlabelled = int((~labelled).sum())
     if "identify" in collator.tasks and unlabelled:
         raise ValueError(
-            f"{shard_set.url}: {unlabelled} of {len(shard_set)} clips have no emotion label, which the prompt "
+            f"{shard_set.url}: {unlabelled} of {len(labelled)} clips have no emotion label, which the prompt "
             "'identify' needs; use shards of emotion corpora only, or leave 'identify' out"
         )
 

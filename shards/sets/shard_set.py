@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.audio import AudioError, decode_audio, decode_flac
+from shards.prompts import REPLAYED
 from shards.sample import Continuation, Utterance
 from shards.sets.index import (
     INDEX_ROW,
@@ -70,35 +71,46 @@ class StoredFile:
 class ShardSet:
     """The samples of one or more shard sets, read as one.
 
-    `rows` are all indexes, end to end, with a column `shard`; `corpora` the name of each corpus with its hash in
-    `rows`; `prompt` the one that the continuations were written under, None when there are none; `writers` who wrote
-    them; `teacher` what is kept of the LLM's predictions, None for nothing.
+    `rows` are all indexes, end to end, with a column `shard`; `replayed` (bool [n]) says which of them are there to be
+    replayed. Of the others: `corpora` the name of each corpus with its hash in `rows`; `prompt` the one that the
+    continuations were written under, None when there are none; `teacher` what is kept of the LLM's predictions, None
+    for nothing. `writers` wrote the continuations.
     """
 
-    def __init__(self, stores: Sequence[Store], descriptions: Sequence[Description]) -> None:
-        """Raises ValueError for a damaged index, or sets that do not go together."""
+    def __init__(self, stores: Sequence[Store], descriptions: Sequence[Description], num_replayed: int = 0) -> None:
+        """The last `num_replayed` sets are replayed. Raises ValueError for a damaged index, or sets that do not go
+        together."""
+        num_own = len(stores) - num_replayed
+        assert num_own > 0
         self.url = ", ".join(store.url for store in stores)
         self.dataset_id = "+".join(description.dataset_id for description in descriptions)
         self.prompt = descriptions[0].prompt
         self.teacher = descriptions[0].teacher
         self.writers = tuple(dict.fromkeys(writer for description in descriptions for writer in description.writers))
-        self.corpora = {name: name_hash(name) for description in descriptions for name in description.corpora}
+        self.corpora = {name: name_hash(name) for about in descriptions[:num_own] for name in about.corpora}
         self.shards: list[tuple[Store, Shard]] = []
         self._audio_files: list[StoredFile] = []
         parts = []
-        for store, description in zip(stores, descriptions, strict=True):
+        for number, (store, description) in enumerate(zip(stores, descriptions, strict=True)):
             if (description.prompt is None) != (self.prompt is None):
                 without = store if description.prompt is None else stores[0]
                 raise ValueError(
                     f"{without.url}: holds no continuations, others of these sets do; an overlay (made with "
                     "`base: SET`) holds the clips of its base and is read without it"
                 )
-            if description.prompt != self.prompt:
+            own = number < num_own
+            if not own and description.prompt != REPLAYED:
+                raise ValueError(
+                    f"{store.url}: its continuations were written under {description.prompt!r}; data.replay keeps the "
+                    f"plain behaviour and takes only sets that were written under {REPLAYED!r}"
+                )
+            if own and description.prompt != self.prompt:
                 raise ValueError(
                     f"{store.url}: its continuations were written under {description.prompt!r}, those of "
-                    f"{stores[0].url} under {self.prompt!r}; only sets of one prompt can be read together"
+                    f"{stores[0].url} under {self.prompt!r}; only sets of one prompt can be read together; those "
+                    f"under {REPLAYED!r} can be replayed beside others: data.replay"
                 )
-            if description.teacher != self.teacher:
+            if own and description.teacher != self.teacher:
                 raise ValueError(
                     f"{store.url}: its teacher is {description.teacher}, that of {stores[0].url} {self.teacher}; only "
                     "sets written alike can be read together"
@@ -112,18 +124,22 @@ class ShardSet:
                 self.shards.append((store, shard))
             self._audio_files += _outside_files(store, description)
         self.rows: NDArray[np.void] = np.concatenate(parts) if parts else np.empty(0, _ROW)
-        hashes = self.rows["id_hash"]
-        if len(stores) > 1 and len(np.unique(hashes)) < len(hashes):
+        num_own_shards = sum(len(description.shards) for description in descriptions[:num_own])
+        self.replayed: NDArray[np.bool_] = self.rows["shard"] >= num_own_shards
+        if len(stores) > 1 and any(_repeats(self.rows["id_hash"][part]) for part in (~self.replayed, self.replayed)):
             raise ValueError(
                 f"{self.url}: some utterances are in more than one of these sets; name each set once, and an overlay "
                 "(made with `base: SET`) without its base, whose clips it holds"
             )
 
     @classmethod
-    def open(cls, *roots: str | Path) -> Self:
-        """Raises ValueError, with the remedy, for a root that is unfinished, damaged or no shard set."""
-        stores = [open_store(root) for root in roots]
-        return cls(stores, [read_description(store) for store in stores])
+    def open(cls, *roots: str | Path, replay: Sequence[str | Path] = ()) -> Self:
+        """The sets in `roots`, and those in `replay` to be replayed beside them: the same clips may be in both.
+
+        Raises ValueError, with the remedy, for a root that is unfinished, damaged or no shard set.
+        """
+        stores = [open_store(root) for root in (*roots, *replay)]
+        return cls(stores, [read_description(store) for store in stores], len(replay))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -271,6 +287,10 @@ class ShardSet:
     def _json_range(self, row: int) -> tuple[StoredFile, int, int]:
         entry = self.rows[row]
         return self._tar(row), int(entry["json_offset"]), int(entry["json_size"])
+
+
+def _repeats(hashes: NDArray[np.uint64]) -> bool:
+    return len(np.unique(hashes)) < len(hashes)
 
 
 def _indexes(store: Store, description: Description) -> Iterator[NDArray[np.void]]:

@@ -27,6 +27,7 @@ from blsp.schedule import learning_rate_factor
 from cluster.lock import folder_lock
 from cluster.ports import free_port
 from shards.batches.collate import Collator
+from shards.batches.mixture import Mixture
 from shards.batches.plan import Plan
 from shards.batches.reader import Reader
 from shards.sets.shard_set import ShardSet
@@ -57,6 +58,11 @@ class World:
         data = {**self.shared["data"], "shards": str(self.root / "plain" / "shards")}
         engine = {**self.shared["engine"], "gradient_checkpointing": ["llm"]}
         return {**self.recipe("stage_1", lr={"adapter": 1e-3}), **stage, "data": data, "engine": engine}
+
+    def replaying(self) -> Recipe:
+        """The recipe of the run "replayed": stage 2 with a fifth of its clips from stage 1."""
+        replay = {"shards": str(self.root / "plain" / "shards"), "share": 0.2}
+        return {**self.recipe("replayed"), "data": {**self.shared["data"], "replay": replay}}
 
     def log(self, name: str) -> list[dict[str, float]]:
         """What the run logged, without the speeds."""
@@ -137,13 +143,14 @@ def world(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.fixture(scope="module")
 def two_ranks(world: World) -> list[list[dict[str, Any]]]:
     """A straight run; one that is stopped in step 5, then the rest of it; one of absurd learning rates; one of a cap
-    that is too small; a stage 1."""
+    that is too small; a stage 1; one that replays, stopped in step 5, then the rest of it."""
     stopped = world.recipe("stopped")
     absurd = world.recipe("absurd", lr=dict.fromkeys(STAGE_2.train, 1e30))
     jobs = [job(world.recipe("straight")), job(stopped, stop_in_step=5), job(stopped), job(absurd)]
     capped = world.recipe("capped")
     capped["data"] = {**capped["data"], "caps": {"tokens": 10}}
-    return trainings(world, 2, [*jobs, job(capped), job(world.stage_1())])
+    replaying = [job(world.replaying(), stop_in_step=5), job(world.replaying())]
+    return trainings(world, 2, [*jobs, job(capped), job(world.stage_1()), *replaying])
 
 
 @pytest.mark.usefixtures("two_ranks")
@@ -168,14 +175,17 @@ def plain_training(recipe: TrainRecipe) -> tuple[list[float], SpeechLM]:
     model = SpeechLM.build(recipe.model, CPU)
     stage = Stage(model, recipe.stage)
     model.train()
-    shard_set = ShardSet.open(*recipe.data.shards)
+    replay = recipe.data.replay
+    shard_set = ShardSet.open(*recipe.data.shards, replay=replay.shards if replay else [])
+    corpus, apart = shard_set.rows["corpus"], shard_set.replayed
     counts = token_counts(shard_set, model.template)
     tasks, with_teacher = dict(recipe.stage.prompts), "kl" in recipe.stage.losses
     collator = Collator(model.template, model.num_speech_tokens, tasks, with_teacher)
     plan = Plan(
-        collator.sizes(shard_set.rows["num_samples"], counts, model.encoder.window.padded),
+        collator.sizes(shard_set.rows["num_samples"], counts, model.encoder.window.padded, apart),
         seed=recipe.data.seed, clips_per_step=recipe.data.clips_per_step,
         micro_batches=recipe.data.micro_batches, dataset_id=shard_set.dataset_id,
+        mixture=Mixture(corpus, shard_set.corpora, {}, recipe.data.seed, apart, replay.share) if replay else None,
     )  # fmt: skip
     optim, steps = recipe.optim, recipe.optim.steps
     assert steps is not None
@@ -194,9 +204,10 @@ def plain_training(recipe: TrainRecipe) -> tuple[list[float], SpeechLM]:
 
 
 @pytest.mark.usefixtures("two_ranks")
-@pytest.mark.parametrize("name", ["straight", "stage_1"])
+@pytest.mark.parametrize("name", ["straight", "stage_1", "replayed"])
 def test_two_ranks_of_zero_3_train_as_plain_torch_does(world: World, name: str) -> None:
-    recipe = TrainRecipe.model_validate(world.stage_1() if name == "stage_1" else world.recipe(name))
+    others = {"stage_1": world.stage_1, "replayed": world.replaying}
+    recipe = TrainRecipe.model_validate(others[name]() if name in others else world.recipe(name))
     norms, model = plain_training(recipe)
     assert [line["grad_norm"] for line in world.log(name)] == pytest.approx(norms, rel=1e-4)
     exported = load_file(world.root / name / "export" / "model.safetensors")
@@ -230,6 +241,8 @@ def test_the_plan_is_summed_up_in_the_run_folder(world: World) -> None:
     plan = json.loads((world.root / "straight" / "plan.json").read_text())
     assert (plan["epoch"], plan["step"]) == (0, 0)
     assert (plan["first_epoch"]["clips"], plan["first_epoch"]["steps"]) == (24, 4)
+    plan = json.loads((world.root / "replayed" / "plan.json").read_text())
+    assert (plan["first_epoch"]["clips"], plan["first_epoch"]["steps"]) == (24 + 6, 5)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_clips(two_ranks: Any) -> None:

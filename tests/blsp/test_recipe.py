@@ -40,6 +40,7 @@ STAGE2: dict[str, Any] = {
         "epochs": 3,
     },
 }
+REPLAY = {"shards": "shards/asr", "share": 0.2}
 REMOVED = object()
 
 
@@ -108,6 +109,7 @@ def test_the_resolved_recipe_reads_back_equal(recipe: dict[str, Any]) -> None:
         (STAGE1, "data.augment", {"noise_snr_db": [20, 10]}, "data.augment.noise_snr_db", "swap them"),
         (STAGE2, "model.lora", None, "model.lora", "add the section model.lora"),
         (STAGE2, "model.encoder_lora", {"rank": 4}, "stage.train", "take 'encoder' out"),
+        (STAGE1, "data.replay", REPLAY, "data.replay", "weigh them by data.mixture"),
         (STAGE2, "stage.losses", {"ce": 1}, "stage.train", "stage.losses.emotion"),
         (STAGE2, "stage.losses", {"emotion": 1}, "stage.train", "add the loss kl or ce"),
     ],
@@ -118,6 +120,21 @@ def test_a_contradiction_names_its_field_and_the_remedy(
     [(where, what)] = complaints(changed(base, place, value))
     assert where == complaint
     assert remedy in what
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        {"train": ["adapter", "classifier"], "losses": {"emotion": 1}, "prompts": {"continue_tone": 1}},
+        {"train": ["adapter", "lora"], "losses": {"kl": 1, "ce": 1}, "prompts": {"reply": 1}},
+    ],
+)
+def test_what_is_replayed_is_learnt_by_ce_alone(stage: dict[str, Any]) -> None:
+    recipe = changed(STAGE2, "data.replay", REPLAY)
+    assert TrainRecipe.model_validate(recipe).data.replay is not None
+    recipe = changed(changed(recipe, "stage", stage), "optim.lr", dict.fromkeys(stage["train"], 1e-3))
+    [(where, what)] = complaints(recipe)
+    assert (where, "replayed by the loss ce alone" in what) == ("data.replay", True)
 
 
 def test_one_shard_set_is_a_list_of_one() -> None:
@@ -150,6 +167,8 @@ def test_warmup_longer_than_the_run_is_refused() -> None:
         ("data.caps", {"tokens": 0.5}),
         ("data.cost", {"token": 0}),
         ("data.mixture", {"emodb": -1}),
+        ("data.replay", {"shards": "shards/asr", "share": 1}),
+        ("data.replay", {"shards": [], "share": 0.2}),
         ("data.augment", {"telephone": 1.5}),
         ("data.augment", {"gain_db": -3}),
         ("data.augment", {"noise_snr_db": [10]}),

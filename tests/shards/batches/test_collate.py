@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -131,6 +132,20 @@ def test_sizes_are_those_of_the_batches_and_never_less(template: ChatTemplate, w
             assert (sizes.tokens[i], sizes.response_tokens[i]) == (len(batch.input_ids), len(batch.targets))
             assert sizes.teacher_tokens[i] <= len(batch.text_input_ids) + 8  # emotions differ in length
     assert with_teacher or not sizes.teacher_tokens.any()
+
+
+@pytest.mark.parametrize("with_teacher", [True, False])
+def test_replayed_clips_have_the_size_of_their_own_prompt(template: ChatTemplate, with_teacher: bool) -> None:
+    samples = (SAMPLES[0], replace(SAMPLES[0], continuation=replace(SAMPLES[0].continuation, prompt="continue")))
+    counts = np.array([count_tokens(template, s.utterance.text, s.continuation) for s in samples], TOKEN_COUNTS)
+    make, lengths = collator(template, with_teacher), np.array([len(s.waveform) for s in samples])
+    sizes = make.sizes(lengths, counts, replayed=np.array([False, True]))
+    batches = [make([s], [t], 0, 0) for s, t in zip(samples, ("continue_tone", "continue"), strict=True)]
+    assert sizes.tokens.tolist() == [len(batch.input_ids) for batch in batches]
+    assert sizes.tokens[0] != sizes.tokens[1]
+    assert sizes.response_tokens.tolist() == [len(batch.targets) for batch in batches]
+    assert sizes.teacher_tokens[1] == len(batches[1].text_input_ids)
+    assert sizes.teacher_tokens[0] >= len(batches[0].text_input_ids)
 
 
 @pytest.mark.parametrize("tasks", [{"continue_emotion": 1}, {"continue": 0}, {"continue": float("nan")}])

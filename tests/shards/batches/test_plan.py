@@ -228,6 +228,53 @@ def test_the_mixture_decides_how_many_steps_an_epoch_has() -> None:
         mixture(corpus, emodb=1)
 
 
+def replaying(num_own: int, num_replayed: int, share: float, **weights: float) -> Mixture:
+    """Own clips of the corpora a and b in turn, and then those to be replayed, all of b."""
+    corpus = np.append(np.arange(num_own) % 2, np.ones(num_replayed, int)).astype(np.uint64)
+    replayed = np.arange(num_own + num_replayed) >= num_own
+    return Mixture(corpus, {"a": 0, "b": 1}, weights, 3, replayed, share)
+
+
+@given(
+    st.integers(1, 80), st.integers(1, 80), st.sampled_from([0.001, 0.1, 0.2, 1 / 3, 0.5, 0.9]),
+    st.sampled_from([0.5, 1, 2]), st.integers(1, 12),
+)  # fmt: skip
+@settings(deadline=None)
+def test_replayed_clips_are_their_share_of_all_and_take_turns(
+    num_own: int, num_replayed: int, share: float, weight: float, epochs: int
+) -> None:
+    """Beside m others an epoch has K = share m / (1 - share) of n, so E epochs have floor(K E), each clip K E / n."""
+    try:
+        mixed = replaying(num_own, num_replayed, share, b=weight)
+    except ValueError as error:
+        assert "leave epochs without a clip" in str(error)
+        return
+    plan = make(equal_clips(num_own + num_replayed), mixture=mixed)
+    drawn = np.array([np.bincount(rows_of(plan, e), minlength=num_own + num_replayed) for e in range(epochs)])
+    own, again, exact = drawn[:, :num_own], drawn[:, num_own:], Fraction(str(share))
+    others = -(-num_own // 2) + Fraction(str(weight)) * (num_own // 2)  # the weight of b is not for what is replayed
+    each = exact * others / (1 - exact)
+    assert mixed.mean_clips == float(others + each)
+    assert own.sum() == int(others * epochs)
+    assert again.sum() == int(each * epochs)
+    assert abs(again.sum(1) - float(each)).max() < 1
+    turns = each * epochs / num_replayed
+    assert set(again.sum(0)) <= {int(turns), -int(-turns // 1)}
+
+
+def test_a_step_has_the_share_of_replayed_clips_in_expectation() -> None:
+    plan = make(equal_clips(4800), clips_per_step=48, mixture=replaying(2400, 2400, 0.2))
+    assert plan.num_steps(0) == 62  # of (2400 + 600) / 48 = 62.5
+    replayed = np.array([[(rows >= 2400).sum() for rows in step] for step in plan.epoch(1)]).sum(1)
+    assert replayed.sum() == 600
+    assert replayed.std() < 1.3 * np.sqrt(48 * 0.2 * 0.8)  # as if each clip of a step were drawn with it
+
+
+def test_nothing_to_replay_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"data\.replay: its shards hold no clips; name another set"):
+        replaying(10, 0, 0.2)
+
+
 @pytest.mark.parametrize("weight", [1e-5, 6e-5])
 def test_a_weight_that_would_be_rounded_to_nothing_or_up_is_refused(weight: float) -> None:
     corpus = np.repeat([0, 1], 4)
@@ -288,6 +335,7 @@ def test_the_hash_changes_with_whatever_changes_the_order() -> None:
     changes: list[dict[str, Any]] = [
         {}, {"seed": 4}, {"clips_per_step": 9.0}, {"micro_batches": 5}, {"dataset_id": "e"},
         {"weights": CostWeights(token=2)}, {"caps": Caps(tokens=5000)}, {"mixture": mixture(corpus, a=2)},
+        *({"mixture": replaying(*parts)} for parts in ((40, 10, 0.2), (40, 10, 0.1), (30, 20, 0.2))),
     ]  # fmt: skip
     hashes = {make(sizes, **change).hash for change in changes} | {make(sizes_of([(1, 99, 1)] * 50)).hash}
     assert len(hashes) == len(changes) + 1

@@ -22,6 +22,7 @@ from shards.batches.plan import Plan
 from shards.batches.reader import Reader
 from shards.pipeline.job import ShardJob, Summary
 from shards.prompts import ChatTemplate
+from shards.sample import EMOTIONS
 from shards.sets.shard_set import ShardSet
 from shards.sets.tokens import token_counts
 
@@ -235,6 +236,66 @@ def test_a_mixture_repeats_a_corpus(shard_set: ShardSet, template: ChatTemplate)
     ids = Counter(clip for step in read(reader, 0, 9) for batch in step for clip in batch.ids)
     assert {count for clip, count in ids.items() if clip != FILLER_ID} == {2}
     assert len(ids - Counter([FILLER_ID] * 99)) == len(shard_set)
+
+
+@pytest.fixture
+def replaying(
+    shard_set: ShardSet, job: ShardJob, make_shards: Callable[..., Summary], tmp_path: Path
+) -> Callable[..., list[Reader]]:
+    """Readers of the corpus, and of what the LLM writes to its words alone: 0.4 of an epoch's clips, 46 / 3."""
+    make_shards(replace(job, prompt="continue", out=tmp_path / "plain"))
+
+    def make(template: ChatTemplate, world_size: int, tasks: dict[str, float] | None = None) -> list[Reader]:
+        both = ShardSet.open(shard_set.url, replay=[tmp_path / "plain"])
+        collator, rows = collator_of(template, tasks or {"continue_tone": 1}), both.rows
+        sizes = collator.sizes(rows["num_samples"], token_counts(both, template), replayed=both.replayed)
+        mixture = Mixture(rows["corpus"], both.corpora, {}, 1, both.replayed, 0.4)
+        plan = Plan(sizes, seed=1, clips_per_step=8, micro_batches=4, dataset_id=both.dataset_id, mixture=mixture)
+        return [Reader(both, plan, collator, rank=rank, world_size=world_size) for rank in range(world_size)]
+
+    return make
+
+
+def learnt(step: list[Batch], template: ChatTemplate) -> list[tuple[str, str, str]]:
+    """(clip, prompt it is trained under, response) of each clip of some micro-batches."""
+    prompts = {tuple(template.prefix(prompt)): prompt for prompt in ("continue", "continue_tone", "identify")}
+    found = []
+    for batch in step:
+        ids = batch.input_ids.split(batch.seq_lens)
+        slots = batch.speech_mask.split(batch.seq_lens)
+        for clip, tokens, mask in zip(batch.ids, ids, slots, strict=True):
+            first, last = mask.nonzero()[[0, -1], 0].tolist()
+            response = tokens[last + 1 + len(template.suffix()) :].tolist()
+            found.append((clip, prompts[tuple(tokens[:first].tolist())], template.decode(response)))
+    return [clip for clip in found if clip[0] != FILLER_ID]
+
+
+def test_replayed_clips_are_learnt_under_the_prompt_they_were_written_for(
+    replaying: Callable[..., list[Reader]], template: ChatTemplate
+) -> None:
+    (reader,) = replaying(template, 1, {"continue_tone": 1, "identify": 1})
+    steps = read(reader, 0, 5 * 3)  # three epochs of 38 or 39 clips in 5 steps
+    clips = [clip for step in steps for clip in learnt(step, template)]
+    under = Counter(prompt for _, prompt, _ in clips)
+    assert under["continue"] == 46 and under["continue_tone"] + under["identify"] == 3 * 23
+    assert min(under.values()) > 20
+    assert set(Counter(clip for clip, prompt, _ in clips if prompt == "continue").values()) == {2}
+    assert all((response in EMOTIONS) == (prompt == "identify") for _, prompt, response in clips)
+    for step in steps:
+        weight, labelled = sum(float(b.row_weight.sum()) for b in step), sum(int((b.emotion >= 0).sum()) for b in step)
+        assert {(batch.step_response_tokens, batch.step_labelled) for batch in step} == {(weight, labelled)}
+        assert labelled == len(learnt(step, template))  # those that are replayed keep their label
+
+
+def test_replayed_clips_are_the_same_on_any_number_of_ranks_and_after_a_stop(
+    replaying: Callable[..., list[Reader]], template: ChatTemplate
+) -> None:
+    def batches(world_size: int, start: int = 0) -> list[list[tuple[list[str], list[int], int]]]:
+        return in_order([read(reader, start, 12) for reader in replaying(template, world_size)])
+
+    everything = batches(1)
+    assert batches(3) == everything
+    assert batches(2, start=7) == everything[7:]
 
 
 def test_augmented_clips_do_not_depend_on_rank_or_worker(shard_set: ShardSet, template: ChatTemplate) -> None:

@@ -73,6 +73,28 @@ def test_a_base_beside_its_overlay_is_refused_with_the_reason(shard_set: ShardSe
             ShardSet.open(*roots)
 
 
+def test_the_same_clips_may_be_read_and_replayed_but_neither_twice(shard_set: ShardSet, tmp_path: Path) -> None:
+    overlay = make_overlay(shard_set, tmp_path / "overlay")
+    edit(overlay, prompt="continue", teacher={"top_k": 4, "temperatures": [1.0]})
+    both = ShardSet.open(shard_set.url, replay=[overlay])
+    assert both.replayed.tolist() == [False] * 23 + [True] * 17
+    assert (both.prompt, both.teacher, both.corpora) == ("continue_emotion", None, shard_set.corpora)
+    assert both.read(30).utterance.id in {shard_set.record(row)[0].id for row in range(23)}
+    assert not shard_set.replayed.any()
+    for roots, replay in (((shard_set.url, shard_set.url), [overlay]), ((shard_set.url,), [overlay, overlay])):
+        with pytest.raises(ValueError, match="some utterances are in more than one of these sets"):
+            ShardSet.open(*roots, replay=replay)
+
+
+def test_only_plain_continuations_are_replayed(shard_set: ShardSet, tmp_path: Path) -> None:
+    overlay = make_overlay(shard_set, tmp_path / "overlay")
+    with pytest.raises(ValueError, match=rf"^{overlay}: its continuations were written under 'continue_emotion'; data"):
+        ShardSet.open(shard_set.url, replay=[overlay])
+    edit(overlay, prompt="continue")
+    with pytest.raises(ValueError, match=r"can be replayed beside others: data\.replay"):
+        ShardSet.open(shard_set.url, overlay)
+
+
 def test_damage_in_the_base_is_damage_of_the_overlay(shard_set: ShardSet, tmp_path: Path) -> None:
     overlay = make_overlay(shard_set, tmp_path / "overlay")
     flip(tar_of(shard_set, 5), int(shard_set.rows["audio_offset"][5]) + 100)
