@@ -1,5 +1,7 @@
-"""Checkpoints that are there as a whole or not at all: written under another name and committed by one rename.
+"""Checkpoints that are there as a whole or not at all, written while training goes on.
 
+Every rank copies its share into CPU memory and a thread of it writes the copy under another name. When all ranks have
+told each other that theirs is on the disk, in a later step's one exchange, a thread of rank 0 commits by one rename.
 What a checkpoint holds: `blsp.checkpoint_folder`. Loading never runs pickled code.
 """
 
@@ -7,9 +9,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from enum import IntEnum
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,60 +24,199 @@ from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 
-from blsp.checkpoint_folder import STATE, TAG, TrainingState, checkpoint_name, prune, write_manifest
+from blsp.checkpoint_folder import (
+    MANIFEST,
+    STATE,
+    TAG,
+    TrainingState,
+    checkpoint_name,
+    entries,
+    prune,
+    remove,
+    sweep,
+)
+from blsp.snapshot import SnapshotEngine
 from blsp.weight_files import named_in_pickle
 from cluster.files import sync_folder, write_atomically
+from cluster.owner import TakenOverError
 
 # What DeepSpeed's optimizer files hold besides tensors and plain values.
 torch.serialization.add_safe_globals([ZeroStageEnum, LossScaler, fragment_address])
 
 
-def save(engine: DeepSpeedEngine, folder: Path, state: TrainingState, keep: int) -> Path:
-    """Write and commit one checkpoint; every rank calls it. Keeps the newest `keep` of the folder."""
-    name = checkpoint_name(state.step)
-    temporary = folder / f".{name}.tmp"
-    if dist.get_rank() == 0:
-        for leftover in folder.glob(".step-*.tmp"):
-            shutil.rmtree(leftover)
-        temporary.mkdir(parents=True)
-    dist.barrier()
-    try:
-        engine.save_checkpoint(str(temporary), tag=TAG, save_latest=False)
-    except RuntimeError as error:
-        # torch's zip writer says this of a full disk, and not in these words.
-        if not any(sign in str(error) for sign in ("inline_container", "iostream", "PytorchStreamWriter")):
-            raise
-        raise OSError(
-            f"{temporary}: the checkpoint could not be written; is the disk full? Earlier checkpoints are as they "
-            "were, and with some room the same command goes on from the newest"
-        ) from error
-    dist.barrier()
-    if dist.get_rank() == 0:
-        for script in temporary.glob("*.py"):
-            script.unlink()
-        write_atomically(temporary / STATE, json.dumps(asdict(state), default=str).encode())
-        write_manifest(temporary)
-        shutil.rmtree(folder / name, ignore_errors=True)
-        temporary.rename(folder / name)
-        sync_folder(folder)
-        prune(folder, state.step, keep)
-    dist.barrier()
-    return folder / name
+class Report(IntEnum):
+    """What a rank tells the others about the checkpoint in flight, in each step."""
+
+    NOTHING = 0  # there is none, or this rank is not yet ready
+    READY = 1  # its files are on the disk; of rank 0, once all are: committed
+    FAILED = 2
+    TAKEN_OVER = 3  # the run folder is another's now
+
+
+class Saver:
+    """Saves a run's checkpoints, one at a time. Every rank makes the same calls in the same steps.
+
+    A checkpoint that cannot be written is said and passed over: the earlier ones stay, training goes on, and the next
+    one is tried in its turn. `still_owned` raises when another process has taken the folder over; rank 0 asks it before
+    each commit.
+    """
+
+    def __init__(
+        self, engine: DeepSpeedEngine, folder: Path, keep: int, still_owned: Callable[[], object] = lambda: None
+    ) -> None:
+        self._engine, self._folder, self._keep = engine, folder, keep
+        self.still_owned = still_owned
+        self._snapshot = engine.checkpoint_engine = SnapshotEngine()
+        self._state: TrainingState | None = None  # of the checkpoint in flight
+        self._committing = False
+        self._thread = threading.Thread()
+        self._error: BaseException | None = None
+        self.problem = ""  # of the newest checkpoint; the same on all ranks, in different words
+
+    def save(self, state: TrainingState) -> None:
+        """Copy what trains and write it from now on; waits for the checkpoint before, if that is still in flight."""
+        self.flush()
+        self._state, self.problem = state, ""
+        if dist.get_rank() == 0:
+            sweep(self._folder)
+            self._temporary.mkdir(parents=True)
+        dist.barrier()
+        self._engine.save_checkpoint(str(self._temporary), tag=TAG, save_latest=False)
+        if dist.get_rank() == 0:
+            for script in self._temporary.glob("*.py"):
+                script.unlink()
+        self._begin(self._write)
+
+    def report(self) -> Report:
+        """What to tell the other ranks in this step."""
+        if self._state is None or self._thread.is_alive() or (self._committing and dist.get_rank() != 0):
+            return Report.NOTHING
+        if isinstance(self._error, TakenOverError):
+            return Report.TAKEN_OVER
+        if self._error is not None and not isinstance(self._error, OSError):
+            raise self._error
+        return Report.READY if self._error is None else Report.FAILED
+
+    def hear(self, reports: Sequence[int]) -> None:
+        """What all ranks told in this step, by rank. Commits when all are ready; raises ValueError on all ranks when
+        the run folder is another's."""
+        if self._state is None or Report.NOTHING in reports[: 1 if self._committing else None]:
+            return
+        if Report.TAKEN_OVER in reports:
+            raise self._error or TakenOverError(
+                f"{self._folder.parent}: taken over by another process; rank 0 says by which"
+            )
+        if Report.FAILED in reports:
+            self._give_up(reports)
+        elif self._committing:
+            self._state, self._committing = None, False
+        else:
+            self._committing = True
+            if dist.get_rank() == 0:
+                self._begin(self._commit)
+
+    def flush(self) -> None:
+        """Wait until no checkpoint is in flight."""
+        while self._state is not None:
+            if self._thread.ident is not None:
+                self._thread.join()
+            reports: list[int] = [0] * dist.get_world_size()
+            dist.all_gather_object(reports, int(self.report()))
+            self.hear(reports)
+
+    def finish(self) -> None:
+        """`flush`, and raise OSError on all ranks when the newest checkpoint could not be written."""
+        self.flush()
+        if self.problem:
+            raise OSError(self.problem)
+
+    @property
+    def _temporary(self) -> Path:
+        assert self._state is not None
+        return self._folder / f".{checkpoint_name(self._state.step)}.tmp"
+
+    def _begin(self, work: Callable[[], None]) -> None:
+        def run() -> None:
+            try:
+                work()
+            except BaseException as error:  # raised or said by the training thread
+                self._error = error
+
+        self._error = None
+        # A daemon: a rank that ends with an error must not stay for a checkpoint that nobody will commit.
+        self._thread = threading.Thread(target=run, daemon=True, name="checkpoint")
+        self._thread.start()
+
+    def _write(self) -> None:
+        written = entries(self._temporary, self._snapshot.write())
+        write_atomically(self._temporary / f"rank-{dist.get_rank()}.json", json.dumps(written).encode())
+
+    def _commit(self) -> None:
+        assert self._state is not None
+        temporary, final = self._temporary, self._folder / checkpoint_name(self._state.step)
+        manifest: dict[str, Any] = {}
+        for part in sorted(temporary.glob("rank-*.json")):
+            manifest |= json.loads(part.read_text())
+            part.unlink()
+        write_atomically(temporary / STATE, json.dumps(asdict(self._state), default=str).encode())
+        manifest |= entries(temporary, [temporary / STATE])
+        write_atomically(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
+        self.still_owned()
+        if final.exists():
+            remove(final)
+        temporary.rename(final)
+        sync_folder(self._folder)
+        prune(self._folder, self._state.step, self._keep)
+
+    def _give_up(self, reports: Sequence[int]) -> None:
+        assert self._state is not None
+        why = _words(self._error) if self._error else f"rank {list(reports).index(Report.FAILED)} says why"
+        self.problem = (
+            f"{self._folder / checkpoint_name(self._state.step)}: could not be written ({why}); earlier checkpoints "
+            "are as they were"
+        )
+        if dist.get_rank() == 0 or self._error:
+            print(f"{self.problem}, training goes on, and the next one is tried in its turn", flush=True)
+        if dist.get_rank() == 0:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+        self._state, self._committing = None, False
+
+
+def _words(error: BaseException) -> str:
+    strerror = getattr(error, "strerror", None)
+    return strerror[0].lower() + strerror[1:] if strerror else str(error)
 
 
 def load(engine: DeepSpeedEngine, checkpoint: Path) -> None:
     """Load weights and optimizer state into `engine`; every rank calls it. Keys must match exactly.
 
-    Raises ValueError when a file would run code: none of ours does.
+    Raises ValueError, on all ranks alike, when a file would run code (none of ours does), is no file of tensors, or
+    holds other things than this model's.
     """
+    _refuse_code(checkpoint)
     try:
         path, _ = engine.load_checkpoint(str(checkpoint), tag=TAG, load_module_strict=True)
-    except UnpicklingError as error:
-        raise refusal(checkpoint, error) from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{checkpoint}: is not what DeepSpeed writes of this model ({error!r})") from error
     assert path is not None, checkpoint
 
 
-def refusal(checkpoint: Path, error: UnpicklingError) -> ValueError:
-    """What to say of a checkpoint with a file that would run code."""
-    what = named_in_pickle(error)
-    return ValueError(f"{checkpoint}: refused, because a file in it {what}; nothing of it was run")
+def _refuse_code(checkpoint: Path) -> None:
+    """The ranks share the files out and look at what each would unpickle; tensors are mapped, not read."""
+    problem = ""
+    for path in sorted((checkpoint / TAG).rglob("*.pt"))[dist.get_rank() :: dist.get_world_size()]:
+        try:
+            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except UnpicklingError as error:
+            problem = str(refusal(path, error))
+        except (RuntimeError, EOFError, ValueError) as error:
+            problem = f"{path}: refused, because it is no file of tensors ({str(error).splitlines()[0]})"
+    problems: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(problems, problem)
+    if any(problems):
+        raise ValueError(next(filter(None, problems)))
+
+
+def refusal(path: Path, error: UnpicklingError) -> ValueError:
+    """What to say of a file that would run code."""
+    return ValueError(f"{path}: refused, because it {named_in_pickle(error)}; nothing of it was run")

@@ -10,8 +10,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,19 @@ TAG, STATE, MANIFEST = "zero", "state.json", "manifest.json"
 
 @dataclass(frozen=True)
 class TrainingState:
-    """The place in the plan, and what it is a place in. The same on all ranks; under 512 bytes without the recipe."""
+    """The place in the plan, and what it is a place in. The same on all ranks; under 512 bytes without the recipe.
+
+    It is the state of the random numbers too: whatever draws (dropout, augmentation, the order of clips) starts a
+    generator from the recipe's seed and the step, micro-batch or clip, and nothing draws from one that runs on.
+    """
 
     step: int
     plan_hash: str
     world_size: int
     recipe: dict[str, Any]
     frozen: dict[str, str]
+    sums: list[Any] = field(default_factory=list)  # what the next line of the log is the mean of, so far
+    saved_at_s: float = 0.0  # Unix time
 
 
 def checkpoint_name(step: int) -> str:
@@ -53,8 +59,16 @@ def newest_valid(folder: Path, complain: Callable[[str], object] = print) -> Pat
 
 
 def read_state(checkpoint: Path) -> TrainingState:
-    """The place in the plan that a checkpoint was written at."""
-    return TrainingState(**json.loads((checkpoint / STATE).read_text()))
+    """The place in the plan that a checkpoint was written at. Raises ValueError when it does not say."""
+    path = checkpoint / STATE
+    try:
+        state = TrainingState(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path}: is not the state of a training run ({error})") from None
+    for value, wanted in ((state.step, int), (state.world_size, int), (state.recipe, dict), (state.frozen, dict)):
+        if not isinstance(value, wanted):
+            raise ValueError(f"{path}: is not the state of a training run ({value!r} is no {wanted.__name__})")
+    return state
 
 
 def changed_fields(before: dict[str, Any], after: dict[str, Any], path: str = "") -> list[str]:
@@ -71,29 +85,53 @@ def changed_fields(before: dict[str, Any], after: dict[str, Any], path: str = ""
 
 def committed(folder: Path) -> list[Path]:
     """All checkpoints of a folder, oldest first, whole or not."""
-    return sorted(folder.glob("step-*"))
+    return sorted(folder.glob("step-[0-9]*[0-9]"))
+
+
+def num_bytes(folder: Path) -> int:
+    """Of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def prune(folder: Path, step: int, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints up to the one just committed."""
+    """Delete what is older than the newest `keep` whole checkpoints up to the one just committed.
+
+    Only whole ones count (by the sizes of their files), so the last one that can be loaded is never among the deleted.
+    """
     known = [path for path in committed(folder) if path.name <= checkpoint_name(step)]
-    for old in known[:-keep]:
-        shutil.rmtree(old)
+    kept = [path for path in known if damage(path, every_byte=False) is None][-keep:]
+    for old in known:
+        if kept and old < kept[0]:
+            remove(old)
+
+
+def remove(checkpoint: Path) -> None:
+    """Delete a checkpoint: first its name, so that no half of it is ever taken for one. What cannot be deleted stays
+    for `sweep`."""
+    aside = checkpoint.with_name(f".{checkpoint.name}.old")
+    checkpoint.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what a kill in the middle of a save or a removal has left; for the owner of the folder alone."""
+    for leftover in folder.glob(".step-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def entries(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """What a manifest says of files that are on the disk: size and hash."""
+    return {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "blake2b": file_hash(path)} for path in files}
 
 
 def write_manifest(folder: Path) -> None:
     """Put the sizes and hashes of all files of `folder` beside them, once they are on the disk."""
-    write_atomically(folder / MANIFEST, json.dumps(_hashes(folder), indent=1).encode())
-
-
-def _hashes(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and hash of every file, all of them on the disk and not only in its cache."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
     for path in files:
         with path.open("rb") as file:
             os.fsync(file.fileno())
         sync_folder(path.parent)
-    return {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "blake2b": file_hash(path)} for path in files}
+    write_atomically(folder / MANIFEST, json.dumps(entries(folder, files), indent=1).encode())
 
 
 def file_hash(path: Path) -> str:
@@ -102,8 +140,8 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def damage(folder: Path) -> str | None:
-    """What is not as the manifest of a folder says; None when all of it is whole."""
+def damage(folder: Path, every_byte: bool = True) -> str | None:
+    """What is not as the manifest of a folder says; None when all of it is whole. Not `every_byte`: only the sizes."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         wanted = {name: (entry["bytes"], entry["blake2b"]) for name, entry in manifest.items()}
@@ -113,6 +151,6 @@ def damage(folder: Path) -> str | None:
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != size or file_hash(path) != digest:
+        if path.stat().st_size != size or (every_byte and file_hash(path) != digest):
             return f"{name} is not as it was written"
     return None

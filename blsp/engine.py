@@ -12,7 +12,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields
 from types import FrameType
 
@@ -21,14 +21,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from blsp import checkpoint, zero
+from blsp import zero
 from blsp.checkpoint_folder import TrainingState
 from blsp.export import write_export
 from blsp.losses import Losses
 from blsp.recipe import StageSection, TrainRecipe
 from blsp.run import OnStep, Run, join, prepare, together
 from blsp.schedule import learning_rate_factor
-from cluster.lock import folder_lock
+from cluster.owner import Owner, owned
 from shards.audio import SAMPLE_RATE
 from shards.batches.collate import Batch
 
@@ -46,11 +46,18 @@ def train(recipe: TrainRecipe, on_step: OnStep = lambda done, total, note: None)
     zero.prepare_environment()
     device = join()
     with ExitStack() as stack:
-        together(lambda: stack.enter_context(folder_lock(recipe.run)))
+        owner: list[Owner] = []  # on rank 0
+        together(lambda: owner.append(stack.enter_context(owned(recipe.run))))
         run = prepare(recipe, device, on_step)
+        if owner:
+            run.saver.still_owned = owner[0].check
         with _signals(run):
             try:
                 fit(run)
+            except FloatingPointError:  # on all ranks
+                with suppress(OSError):
+                    run.saver.finish()
+                raise
             finally:
                 if run.tracker is not None:
                     run.tracker.close()
@@ -83,6 +90,8 @@ def fit(run: Run) -> None:
         last = run.step == run.total_steps
         if run.step % run.recipe.engine.checkpoint_every_steps == 0 or last or stop:
             save(run)
+        if stop or last:
+            run.saver.finish()
         if stop and not last:
             where = f"saved at step {run.step} of {run.total_steps}; the same command goes on from there"
             raise Interrupted(f"stopped by {signal.Signals(stop).name}: {where}")
@@ -109,12 +118,18 @@ def dropout_seed(seed: int, step: int, micro_batch: int) -> int:
 
 
 def _agree(run: Run, losses: Tensor) -> tuple[Tensor, int]:
-    """Sums over all ranks, and the signal that some rank got before this step's end, or 0; the same on all ranks."""
-    told = torch.zeros(dist.get_world_size(), dtype=torch.float64)
-    told[dist.get_rank()] = run.signal_here
-    vector = torch.cat([losses, told]).to(run.device)
+    """Sums over all ranks, and the signal that some rank got before this step's end, or 0; the same on all ranks.
+
+    The one exchange of a step beside DeepSpeed's, so it also says how far a checkpoint in flight is.
+    """
+    told = torch.zeros(2, dist.get_world_size(), dtype=torch.float64)
+    told[:, dist.get_rank()] = torch.tensor([run.signal_here, run.saver.report()])
+    vector = torch.cat([losses, told.flatten()]).to(run.device)
     dist.all_reduce(vector)
-    return vector[: len(losses)].cpu(), int(vector[len(losses) :].max())
+    vector = vector.cpu()
+    signals, reports = vector[len(losses) :].long().view_as(told).tolist()
+    run.saver.hear(reports)
+    return vector[: len(losses)], max(signals)
 
 
 def _refuse_non_finite(run: Run, step: int, agreed: Tensor, batches: list[Batch]) -> None:
@@ -171,15 +186,25 @@ def _log(run: Run, seconds: float, audio_s: float, num_tokens: int) -> None:
 
 
 def save(run: Run) -> None:
-    """Commit a checkpoint of this step; every rank calls it."""
+    """Begin a checkpoint of this step; every rank calls it."""
     recipe = json.loads(run.recipe.model_dump_json())
     frozen = run.stage.model.frozen
-    state = TrainingState(run.step, run.plan.hash, dist.get_world_size(), recipe, frozen)
-    checkpoint.save(run.engine, run.checkpoints, state, run.recipe.engine.keep_checkpoints)
+    run.saver.save(
+        TrainingState(
+            run.step,
+            run.plan.hash,
+            dist.get_world_size(),
+            recipe,
+            frozen,
+            sums=run.sums.tolist(),
+            saved_at_s=time.time(),
+        )
+    )
 
 
 def export(run: Run) -> None:
     """Gather every part that differs from the pretrained models into `run/export`; every rank calls it."""
+    together(run.saver.still_owned)
     model, trained = run.stage.model, set(run.recipe.stage.train)
     parts = sorted(trained | model.exported_parts)
     weights: dict[str, Tensor] = {}

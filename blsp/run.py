@@ -74,6 +74,7 @@ class Run:
     dataset_id: str
     total_steps: int
     on_step: OnStep
+    saver: checkpoint.Saver
     tracker: Tracker | None = None
     step: int = 0
     signal_here: int = 0  # set by the handler at any time; only what all ranks agreed on is acted upon
@@ -149,7 +150,8 @@ def prepare(recipe: TrainRecipe, device: torch.device, on_step: OnStep) -> Run:
         raise ValueError(
             f"optim.warmup_steps = {recipe.optim.warmup_steps}, but the run has only {total} steps; warm up for fewer"
         )
-    run = Run(recipe, engine, stage, reader, plan, device, shard_set.dataset_id, total, on_step)
+    saver = checkpoint.Saver(engine, recipe.run / "checkpoints", recipe.engine.keep_checkpoints)
+    run = Run(recipe, engine, stage, reader, plan, device, shard_set.dataset_id, total, on_step, saver)
     _resume(run)
     if rank == 0:
         write_atomically(recipe.run / "recipe.json", recipe.model_dump_json(indent=1).encode())
@@ -268,5 +270,7 @@ def _resume(run: Run) -> None:
         raise ValueError(f"{newest} belongs to another recipe ({what}); undo the change or choose another run folder")
     checkpoint.load(run.engine, newest)
     run.step = state.step
+    if state.sums:
+        run.sums = torch.tensor(state.sums, dtype=torch.float64)
     if dist.get_rank() == 0:
         print(f"going on from {newest}", flush=True)

@@ -27,8 +27,9 @@ class _Group(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """In the order in which they are used: typer puts groups last."""
-        names = [name for name in super().list_commands(ctx) if name != "shard"]
+        names = [name for name in super().list_commands(ctx) if name not in ("shard", "checkpoint")]
         names.insert(names.index("manifest") + 1, "shard")
+        names.insert(names.index("train") + 1, "checkpoint")
         return names
 
 
@@ -84,6 +85,9 @@ shard = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(shard, name="shard")
+checkpoints = typer.Typer(help="Look after the checkpoints of a run.", no_args_is_help=True)
+app.add_typer(checkpoints, name="checkpoint")
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a training.")]
 ShardSetPath = Annotated[str, typer.Argument(metavar="SET", help="Folder (or URL) of a shard set.")]
 Seed = Annotated[int, typer.Option(help="Of the synthesised voices, the order of clips and the new weights.")]
 
@@ -216,6 +220,32 @@ def train(
     debug = context.find_root().params["debug"]
     arguments = start.command(find(recipe), overrides, hostfile=hostfile, processes=processes, debug=debug)
     raise typer.Exit(start.run(arguments, processes))
+
+
+@checkpoints.command("ls")
+def list_checkpoints(run: RunFolder) -> None:
+    """List them: step, time, size, number of ranks, and what is wrong as far as sizes tell."""
+    from launcher import checkpoints
+
+    checkpoints.show(run)
+
+
+@checkpoints.command("verify")
+def verify_checkpoints(run: RunFolder) -> None:
+    """Read every byte: one line per checkpoint, and exit code 1 if any is damaged."""
+    from launcher import checkpoints
+
+    raise typer.Exit(checkpoints.verify(run))
+
+
+@checkpoints.command("prune")
+def prune_checkpoints(
+    run: RunFolder, keep: Annotated[int, typer.Option(min=1, help="How many of the newest intact ones stay.")]
+) -> None:
+    """Delete older checkpoints and damaged ones. The last intact one always stays."""
+    from launcher import checkpoints
+
+    checkpoints.prune(run, keep)
 
 
 @app.command("eval")

@@ -1,32 +1,44 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+import torch
 
-from blsp import checkpoint
+from blsp import snapshot
+from blsp.checkpoint import Report, Saver
 from blsp.checkpoint_folder import TrainingState, changed_fields, newest_valid, read_state
+from blsp.snapshot import SnapshotEngine
+from cluster.owner import TakenOverError
 
 pytestmark = pytest.mark.usefixtures("alone")
 
 
 class Engine:
-    """Writes files as DeepSpeed does, scripts beside them too."""
+    """Saves two files as DeepSpeed does, scripts beside them too."""
 
-    def __init__(self, fails: bool = False) -> None:
-        self.fails = fails
+    checkpoint_engine: Any = None
+
+    def __init__(self) -> None:
+        self.weights = torch.arange(5.0)
 
     def save_checkpoint(self, folder: str, *, tag: str, save_latest: bool) -> None:
         assert not save_latest
-        (Path(folder) / tag).mkdir()
-        (Path(folder) / tag / "rank_0_states.pt").write_bytes(bytes(range(50)))
+        engine, commit = self.checkpoint_engine, mock.Mock()
+        engine.makedirs(f"{folder}/{tag}")
+        engine.create(commit)
+        for name in ("model_states", "optim_states"):
+            engine.save(state_dict={name: self.weights}, path=f"{folder}/{tag}/{name}.pt")
         (Path(folder) / "zero_to_fp32.py").write_text("print('a script')")
-        if self.fails:
-            raise OSError(28, "No space left on device")
-        (Path(folder) / tag / "rank_1_states.pt").write_bytes(bytes(range(50, 100)))
+        engine.commit(commit)
 
 
 FROZEN = {"llm": "Qwen2.5-7B-Instruct@0123456789ab", "encoder": "whisper-large-v2@0123456789ab"}
@@ -36,21 +48,43 @@ def state(step: int) -> TrainingState:
     return TrainingState(step, "0123456789abcdef", 2, {"optim": {"steps": 10}}, FROZEN)
 
 
-def save(folder: Path, *steps: int, keep: int = 10, fails: bool = False) -> None:
+def save(folder: Path, *steps: int, keep: int = 10) -> None:
+    saver = Saver(Engine(), folder, keep)  # type: ignore[arg-type]
     for step in steps:
-        checkpoint.save(Engine(fails), folder, state(step), keep)
+        saver.save(state(step))
+        saver.finish()
 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@contextmanager
+def slowed() -> Iterator[Callable[[], None]]:
+    """Writing a file waits until it is allowed."""
+    allowed, write = threading.Event(), snapshot.write_file
+
+    def later(content: Any, path: Path) -> None:
+        allowed.wait()
+        write(content, path)
+
+    with mock.patch.object(snapshot, "write_file", later):
+        try:
+            yield allowed.set
+        finally:
+            allowed.set()
+
+
+def failing(error: Exception) -> Any:
+    return mock.patch.object(torch, "save", side_effect=error)
+
+
 def test_a_checkpoint_holds_the_state_and_nothing_that_runs(tmp_path: Path) -> None:
     save(tmp_path / "c", 20)
     files = {str(path.relative_to(tmp_path / "c")) for path in (tmp_path / "c").rglob("*") if path.is_file()}
     assert files == {
-        "step-000020/manifest.json", "step-000020/state.json", "step-000020/zero/rank_0_states.pt",
-        "step-000020/zero/rank_1_states.pt",
+        "step-000020/manifest.json", "step-000020/state.json", "step-000020/zero/model_states.pt",
+        "step-000020/zero/optim_states.pt",
     }  # fmt: skip
     assert read_state(tmp_path / "c" / "step-000020") == state(20)
 
@@ -60,10 +94,57 @@ def test_the_place_in_the_plan_is_small(tmp_path: Path) -> None:
     assert len(json.dumps(content)) < 512
 
 
+def test_training_goes_on_while_a_checkpoint_is_written_and_it_is_of_its_own_step(tmp_path: Path) -> None:
+    engine = Engine()
+    saver = Saver(engine, tmp_path / "c", 10)  # type: ignore[arg-type]
+    with slowed() as let_it_write:
+        saver.save(state(5))
+        engine.weights += 100  # the next steps
+        assert saver.report() == Report.NOTHING
+        saver.hear([saver.report()])
+        assert newest_valid(tmp_path / "c") is None
+        let_it_write()
+        saver.finish()
+    newest = newest_valid(tmp_path / "c")
+    assert newest is not None
+    assert torch.equal(torch.load(newest / "zero" / "model_states.pt")["model_states"], torch.arange(5.0))
+
+
+def test_nothing_is_committed_before_every_rank_has_written(tmp_path: Path) -> None:
+    saver = Saver(Engine(), tmp_path / "c", 10)  # type: ignore[arg-type]
+    saver.save(state(5))
+    saver._thread.join()
+    assert saver.report() == Report.READY
+    saver.hear([Report.READY, Report.NOTHING])
+    assert newest_valid(tmp_path / "c") is None
+    saver.hear([Report.READY, Report.READY])
+    saver._thread.join()
+    assert newest_valid(tmp_path / "c") == tmp_path / "c" / "step-000005"
+
+
+def test_the_memory_of_the_copies_is_used_again() -> None:
+    engine = SnapshotEngine()
+    first = engine._copied({"a": [torch.ones(3), 1], "b": (torch.zeros(2), torch.Size([2]))})
+    engine.create(mock.Mock())
+    second = engine._copied({"a": [torch.full((3,), 7.0), 1], "b": (torch.zeros(2), torch.Size([2]))})
+    assert first["a"][0].data_ptr() == second["a"][0].data_ptr()
+    assert second["a"][0].tolist() == [7, 7, 7]
+    assert isinstance(second["b"][1], torch.Size)
+    engine.create(mock.Mock())
+    assert engine._copied(torch.arange(2, dtype=torch.int8)).dtype == torch.int8
+
+
 def test_the_newest_are_kept(tmp_path: Path) -> None:
     save(tmp_path / "c", 5, 10, 15, 20, keep=2)
     assert names(tmp_path / "c") == ["step-000015", "step-000020"]
     assert newest_valid(tmp_path / "c") == tmp_path / "c" / "step-000020"
+
+
+def test_a_damaged_one_does_not_count_as_kept(tmp_path: Path) -> None:
+    save(tmp_path / "c", 5, 10)
+    os.truncate(tmp_path / "c" / "step-000010" / "zero" / "optim_states.pt", 10)
+    save(tmp_path / "c", 15, keep=2)
+    assert names(tmp_path / "c") == ["step-000005", "step-000010", "step-000015"]
 
 
 def test_going_back_never_deletes_what_was_gone_back_to(tmp_path: Path) -> None:
@@ -91,24 +172,76 @@ def test_without_any_there_is_none(tmp_path: Path) -> None:
     assert newest_valid(tmp_path / "c") is None
 
 
-def test_a_save_that_fails_is_not_there_and_the_next_one_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (OSError(28, "No space left on device"), "no space left on device"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos"), "is the disk full"),
+    ],
+)
+def test_a_full_disk_is_said_training_goes_on_and_the_next_checkpoint_is_tried(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], error: Exception, why: str
+) -> None:
     save(tmp_path / "c", 5)
-    with pytest.raises(OSError, match="No space"):
-        save(tmp_path / "c", 10, fails=True)
+    saver = Saver(Engine(), tmp_path / "c", 10)  # type: ignore[arg-type]
+    with failing(error):
+        saver.save(state(10))
+        saver.flush()
+    said = capsys.readouterr().out
+    assert f"{tmp_path / 'c' / 'step-000010'}: could not be written (" in said
+    assert why in said
+    assert "training goes on" in said
+    assert names(tmp_path / "c") == ["step-000005"]
+    saver.save(state(15))
+    saver.finish()
+    assert names(tmp_path / "c") == ["step-000005", "step-000015"]
+
+
+def test_a_last_checkpoint_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    save(tmp_path / "c", 5)
+    saver = Saver(Engine(), tmp_path / "c", 10)  # type: ignore[arg-type]
+    with failing(OSError(28, "No space left on device")):
+        saver.save(state(10))
+        with pytest.raises(OSError, match=r"could not be written.*earlier checkpoints are as they were"):
+            saver.finish()
     assert newest_valid(tmp_path / "c") == tmp_path / "c" / "step-000005"
-    save(tmp_path / "c", 10)
-    assert names(tmp_path / "c") == ["step-000005", "step-000010"]
+
+
+def test_another_ranks_full_disk_is_everybodys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saver = Saver(Engine(), tmp_path / "c", 10)  # type: ignore[arg-type]
+    saver.save(state(10))
+    saver._thread.join()
+    saver.hear([saver.report(), Report.FAILED])
+    assert "could not be written (rank 1 says why)" in capsys.readouterr().out
+    assert names(tmp_path / "c") == []
+
+
+def test_an_error_of_ours_in_the_writer_is_raised_in_the_next_step(tmp_path: Path) -> None:
+    saver = Saver(Engine(), tmp_path / "c", 10)  # type: ignore[arg-type]
+    with failing(KeyError("a bug")):
+        saver.save(state(10))
+        saver._thread.join()
+        with pytest.raises(KeyError, match="a bug"):
+            saver.report()
+
+
+def test_who_was_taken_over_commits_nothing(tmp_path: Path) -> None:
+    saver = Saver(Engine(), tmp_path / "c", 10, mock.Mock(side_effect=TakenOverError("taken over by process 7")))  # type: ignore[arg-type]
+    saver.save(state(10))
+    with pytest.raises(ValueError, match="taken over by process 7"):
+        saver.finish()
+    assert newest_valid(tmp_path / "c") is None
 
 
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        (lambda folder: (folder / "zero" / "rank_1_states.pt").unlink(), "zero/rank_1_states.pt is missing"),
-        (lambda folder: (folder / "zero" / "rank_1_states.pt").write_bytes(b"1" * 50), "rank_1_states.pt is not as it"),
+        (lambda folder: (folder / "zero" / "optim_states.pt").unlink(), "zero/optim_states.pt is missing"),
+        (lambda folder: (folder / "zero" / "optim_states.pt").write_bytes(b"1" * 50), "optim_states.pt is not as it"),
         (lambda folder: (folder / "state.json").write_text("{"), "state.json is not as it was written"),
         (lambda folder: (folder / "manifest.json").unlink(), "its manifest.json cannot be read"),
         (lambda folder: (folder / "manifest.json").write_text("[]"), "its manifest.json cannot be read"),
-        (lambda folder: shutil.rmtree(folder / "zero"), "zero/rank_0_states.pt is missing"),
+        (lambda folder: shutil.rmtree(folder / "zero"), "zero/model_states.pt is missing"),
     ],
 )
 def test_a_damaged_one_is_named_and_the_one_before_is_used(tmp_path: Path, damage: Any, problem: str) -> None:
@@ -127,7 +260,7 @@ def test_no_flipped_bit_goes_unnoticed(tmp_path: Path) -> None:
     manifest = json.loads((newest / "manifest.json").read_text())
     for path in [path for path in newest.rglob("*") if path.is_file()]:
         content = path.read_bytes()
-        for i in range(len(content)):
+        for i in range(0, len(content), 1 if path.suffix == ".json" else 31):
             path.write_bytes(content[:i] + bytes([content[i] ^ 1]) + content[i + 1 :])
             said: list[str] = []
             found = newest_valid(tmp_path / "c", said.append)

@@ -1,22 +1,31 @@
 """One rank that runs several trainings in one process: `python -m tests.blsp.trainings JOBS.json RESULTS.jsonl`.
 
-A job is {"recipe": {...}, "stop_in_step": int or null, "plant": path or null}; a result is
-{"error": name or null, "message": str}. `stop_in_step` sends this process a SIGTERM while rank 0 reports that step:
-after the ranks have agreed about it. `plant` first puts code into the newest checkpoint that would make that file.
+A job is {"recipe": {...}, "stop_in_step": int or null, "break_in": [step, micro-batch] or null, "plant": [path, file]
+or null}; a result is {"error": name or null, "message": str, "random": the state of every generator, hashed}.
+`stop_in_step` sends this process a SIGTERM while rank 0 reports that step: after the ranks have agreed about it.
+`break_in` ends the training as a crash would in the middle of a step. `plant` first puts code that would make that path
+into a file of the newest checkpoint.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import pickle
+import random
 import signal
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
+from blsp import engine
 from blsp.checkpoint_folder import file_hash
 from blsp.engine import train
 from blsp.recipe import TrainRecipe
@@ -32,30 +41,56 @@ class Payload:
         return Path.touch, (self.marker,)
 
 
-def plant(run: Path, marker: Path) -> None:
-    """Put code into the newest checkpoint of a run, and hashes that belong to it."""
+def plant(run: Path, marker: Path, file: str) -> None:
+    """Put code into a file of the newest checkpoint of a run, and hashes that belong to it."""
     newest = sorted((run / "checkpoints").iterdir())[-1]
-    path = next((newest / "zero").glob("*optim_states.pt"))
-    torch.save({"optimizer_state_dict": Payload(marker)}, path)
     manifest = json.loads((newest / "manifest.json").read_text())
-    manifest[f"zero/{path.name}"] = {"bytes": path.stat().st_size, "blake2b": file_hash(path)}
-    (newest / "manifest.json").write_text(json.dumps(manifest))
+    path = newest / file
+    if path.suffix == ".pt":
+        torch.save({"optimizer_state_dict": Payload(marker)}, path)
+    else:
+        path.write_bytes(pickle.dumps(Payload(marker)))
+    if file in manifest:
+        manifest[file] = {"bytes": path.stat().st_size, "blake2b": file_hash(path)}
+        (newest / "manifest.json").write_text(json.dumps(manifest))
+
+
+def breaking(step: int, micro_batch: int) -> AbstractContextManager[object]:
+    """The process comes no further than this."""
+    backward = engine._backward
+
+    def break_off(run: Any, at: int, index: int, batch: Any) -> Any:
+        if (at, index) == (step, micro_batch):
+            raise KeyboardInterrupt("broken off")
+        return backward(run, at, index, batch)
+
+    return mock.patch.object(engine, "_backward", break_off)
+
+
+def generators() -> str:
+    """All there are: torch's, numpy's, Python's."""
+    states = [torch.get_rng_state().numpy().tobytes(), repr(np.random.get_state(legacy=True)), repr(random.getstate())]
+    return hashlib.blake2b(repr(states).encode()).hexdigest()
 
 
 def run(job: dict[str, Any]) -> dict[str, str | None]:
     """Train as the job says."""
+    random.seed(0)
+    np.random.seed(0)
 
     def on_step(done: int, total: int, note: str) -> None:
         if done == job["stop_in_step"]:
             os.kill(os.getpid(), signal.SIGTERM)
 
     if job["plant"]:
-        plant(Path(job["recipe"]["run"]), Path(job["plant"]))
+        marker, file = job["plant"]
+        plant(Path(job["recipe"]["run"]), Path(marker), file)
     try:
-        train(TrainRecipe.model_validate(job["recipe"]), on_step)
+        with breaking(*job["break_in"]) if job["break_in"] else nullcontext():
+            train(TrainRecipe.model_validate(job["recipe"]), on_step)
     except (ValueError, FloatingPointError, KeyboardInterrupt) as error:
-        return {"error": type(error).__name__, "message": str(error)}
-    return {"error": None, "message": ""}
+        return {"error": type(error).__name__, "message": str(error), "random": ""}
+    return {"error": None, "message": "", "random": generators()}
 
 
 if __name__ == "__main__":

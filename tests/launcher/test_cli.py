@@ -39,6 +39,7 @@ def test_help_names_every_verb() -> None:
         "manifest",
         "shard",
         "train",
+        "checkpoint",
         "eval",
         "report",
         "chat",

@@ -1,0 +1,176 @@
+"""Who may write into a folder that several hosts see, whether or not locks reach from one to the other.
+
+`folder_lock` keeps two processes apart wherever the kernel's locks reach, and not always further. So an owner also
+leaves a claim in the folder, `.owner/000007.json`: host, process, job. Claims are counted and each is made exclusively,
+so of two that claim at once one wins. While the owner lives it touches its claim; one that stands still for a lease is
+a dead owner's. A newer claim makes all older ones void, also that of an owner that was only asleep: it asks before
+everything that it commits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from cluster.files import write_atomically
+from cluster.lock import folder_lock
+
+_BEAT_S = 5.0
+_LEASE_S = 30.0
+_FOLDER = ".owner"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Who an owner is. `boot` tells machines apart that have the same name, and a machine from itself before."""
+
+    host: str
+    boot: str
+    process: int
+    job: str
+    restart: int
+    ended: bool = False
+
+    def __str__(self) -> str:
+        job = f", job {self.job}" if self.job else ""
+        return f"process {self.process} on {self.host}{job}"
+
+
+class TakenOverError(ValueError):
+    """Another owner has claimed the folder since."""
+
+
+class Owner:
+    """The holder of a claim; made by `owned`."""
+
+    def __init__(self, path: Path, claim: Claim) -> None:
+        self._path, self._claim = path, claim
+        self._ended = threading.Event()
+        threading.Thread(target=self._beat, daemon=True, name="owner").start()
+
+    def check(self) -> None:
+        """Raises TakenOverError unless this is still the newest claim; to be called before each commit."""
+        newest = _newest(self._path.parent)
+        if newest != self._path:
+            who = str(_read(newest)) if newest is not None else "someone who removed the claims"
+            raise TakenOverError(
+                f"{self._path.parent.parent}: taken over by {who} while this process ({self._claim}) gave no sign of "
+                "life; it writes no more. Was it, or its machine, stopped for a while?"
+            )
+
+    def _beat(self) -> None:
+        while not self._ended.wait(_BEAT_S):
+            self._touch()
+
+    def _touch(self) -> None:
+        # A claim that is gone is not made again; a disk that does not answer now may do so later.
+        with suppress(OSError):
+            os.utime(self._path)
+
+    def release(self) -> None:
+        """The next owner need not wait."""
+        self._ended.set()
+        with suppress(TakenOverError, OSError):
+            self.check()
+            write_atomically(self._path, _content(replace(self._claim, ended=True)))
+
+
+@contextmanager
+def owned(folder: Path, announce: Callable[[str], object] = print) -> Iterator[Owner]:
+    """Own `folder` (made if missing) while the block runs.
+
+    Raises ValueError naming the owner that it has, OSError where files cannot be locked. An owner of which nobody can
+    tell whether it lives is watched for a lease, and `announce` says so.
+    """
+    with folder_lock(folder):
+        claims = folder / _FOLDER
+        claims.mkdir(exist_ok=True)
+        mine = _mine()
+        newest = _newest(claims)
+        if newest is not None:
+            _refuse_living(newest, mine, announce)
+        owner = Owner(_add(claims, newest, mine), mine)
+        try:
+            yield owner
+        finally:
+            owner.release()
+
+
+def _mine() -> Claim:
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return Claim(
+        host=socket.gethostname(),
+        boot=boot.read_text().strip() if boot.exists() else socket.gethostname(),
+        process=os.getpid(),
+        job=os.environ.get("SLURM_JOB_ID", ""),
+        restart=int(os.environ.get("SLURM_RESTART_COUNT") or 0),
+    )
+
+
+def _refuse_living(newest: Path, mine: Claim, announce: Callable[[str], object]) -> None:
+    claim = _read(newest)
+    if claim is not None:
+        # Who holds this machine's lock knows that an owner on this machine is dead. And a scheduler starts a job again
+        # only when it has ended it.
+        requeued = claim.job != "" and claim.job == mine.job and claim.restart < mine.restart
+        if claim.ended or claim.boot == mine.boot or requeued:
+            return
+    folder, who = newest.parent.parent, claim or "another process"
+    announce(f"{folder}: was in use by {who}; waiting up to {_LEASE_S:.0f} s for a sign of life")
+    before, until_s = _last_beat_ns(newest), time.monotonic() + _LEASE_S
+    while time.monotonic() < until_s:
+        time.sleep(_BEAT_S / 5)
+        if _last_beat_ns(newest) != before:
+            claim = _read(newest)
+            if claim is not None and claim.ended:
+                return
+            raise ValueError(f"{folder}: already in use by {who}; wait for it, stop it, or choose another folder")
+
+
+def _add(claims: Path, newest: Path | None, mine: Claim) -> Path:
+    path = claims / f"{1 + int(newest.stem) if newest else 1:06d}.json"
+    try:
+        with path.open("xb") as file:
+            file.write(_content(mine))
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        raise ValueError(
+            f"{claims.parent}: claimed by {_read(path)} at the same moment; let one of both go on"
+        ) from None
+    for older in claims.glob("*.json"):
+        if older.name < path.name:
+            older.unlink(missing_ok=True)
+    return path
+
+
+def _newest(claims: Path) -> Path | None:
+    return max(claims.glob("[0-9]*.json"), default=None)
+
+
+def _content(claim: Claim) -> bytes:
+    return json.dumps(asdict(claim)).encode()
+
+
+def _read(path: Path) -> Claim | None:
+    """None when it cannot be read: it is only just being written, or a crash has torn it."""
+    try:
+        return Claim(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _last_beat_ns(path: Path) -> int | None:
+    """By the clock of the file server, and compared only with itself."""
+    try:
+        with path.open("rb") as file:  # NFS asks the server when a file is opened, and only then
+            return os.fstat(file.fileno()).st_mtime_ns
+    except FileNotFoundError:
+        return None
