@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-fast check bench-data clean
+.PHONY: quickstart test test-fast check bench-data bench-train clean
 
 quickstart: .venv/installed
 	$(BIN)/blsp quickstart
@@ -21,6 +21,10 @@ check: .venv/installed
 # Beside lhotse and webdataset, which nothing else needs. OUT=figures.json keeps the figures.
 bench-data: .venv/bench-installed
 	$(BIN)/python -m tests.bench.data $(if $(OUT),--out $(OUT))
+
+# Each saving of a training step beside the authors' way; on a GPU both stages at real size.
+bench-train: .venv/installed
+	$(BIN)/python -m tests.bench.train $(if $(OUT),--out $(OUT))
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis quickstart

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 from shards.prompts import PROMPTS, ChatTemplate
 from shards.sample import Continuation
 from shards.sets.teacher import TeacherSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _SAMPLED_BYTES = 2**20  # of either end of a weight file: enough to tell two trainings apart, whatever its size
 _REFUSALS = (
@@ -68,6 +71,20 @@ def drop_reason(text: str) -> str | None:
     if not text.strip():
         return "llm_empty"
     return "llm_refusal" if _REFUSAL.search(text) else None
+
+
+def kept_predictions(logits: Tensor, spec: TeacherSpec) -> NDArray[np.void]:
+    """What shards keep of an LLM's logits [R, V] before each response token: rows of `spec.row`."""
+    logits = logits.float()
+    logits = logits - logits.amax(1, keepdim=True)
+    top = logits.topk(min(spec.top_k, logits.shape[1]), dim=1)
+    rows = np.zeros(len(logits), spec.row)
+    rows["logits"] = -np.inf  # of the places that a small vocabulary leaves free
+    rows["ids"][:, : top.indices.shape[1]] = top.indices.cpu().numpy()
+    rows["logits"][:, : top.values.shape[1]] = top.values.cpu().numpy()
+    for i, temperature in enumerate(spec.temperatures):
+        rows["log_z"][:, i] = (logits / temperature).logsumexp(1).cpu().numpy()
+    return rows
 
 
 def model_fingerprint(llm: str, revision: str | None) -> str:
@@ -185,16 +202,8 @@ class TransformersWriter:
                 input_ids=ids, attention_mask=mask.long(), position_ids=positions, logits_to_keep=longest + 1
             )
             for logits, response in zip(output.logits, responses, strict=True):
-                kept = logits[-len(response) - 1 : -1].float()  # the row before a token predicts it
-                kept = kept - kept.amax(1, keepdim=True)
-                top = kept.topk(min(spec.top_k, kept.shape[1]), dim=1)
-                rows = np.zeros(len(response), spec.row)
-                rows["logits"] = -np.inf  # of the places that a small vocabulary leaves free
-                rows["ids"][:, : top.indices.shape[1]] = top.indices.cpu().numpy()
-                rows["logits"][:, : top.values.shape[1]] = top.values.cpu().numpy()
-                for i, temperature in enumerate(spec.temperatures):
-                    rows["log_z"][:, i] = (kept / temperature).logsumexp(1).cpu().numpy()
-                taught.append(rows)
+                before = logits[-len(response) - 1 : -1]  # the row before a token predicts it
+                taught.append(kept_predictions(before, spec))
         return taught
 
     def _prompt_ids(self, request: Request) -> list[int]:

@@ -1,0 +1,176 @@
+"""Training at real size on one device: random weights, clips of 10 s, both stages, with an optimizer step each time."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from blsp.model import SpeechLM
+from blsp.recipe import StageSection
+from tests.bench.data.timing import Spread
+from tests.bench.train.arithmetic import Way, step_flops
+from tests.bench.train.shapes import Shapes
+from tests.bench.train.workload import (
+    CACHED,
+    STAGE_1,
+    STAGE_2,
+    batch,
+    build,
+    checkpoint_activations,
+    clips,
+    lengths,
+    with_predictions,
+)
+
+CLIP_S = 10.0
+# Audio hours per hour of one H200.
+TARGETS = {"stage 1, live teacher": 550.0, "stage 1, cached teacher": 730.0}
+FORMULA = """
+MFU = FLOP per step / seconds / the card's dense bf16 peak. FLOP, for N weights and t positions: LLM 2 N t forward and
+2 N t for its input's gradient (student), 2 N t (live teacher); encoder 2 N t, adapter and what else learns 2 N t more
+for each gradient; attention and the rows of logits on top. What is computed a second time is not counted. The optimizer
+(AdamW over what learns, in bf16) steps after each micro-batch; a run does so after many.
+"""
+_PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0}  # dense bf16
+_WARM_UP, _STEPS = 2, 5
+_MOST_CLIPS = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throughput:
+    """Of one way to train. `mfu` is None on a card whose peak is not known, `peak_bytes` on a CPU."""
+
+    name: str
+    num_clips: int
+    seconds: Spread
+    audio_h_per_h: float
+    tokens_per_s: float
+    mfu: float | None
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True)
+class _Training:
+    name: str
+    stage: StageSection
+    way: Way
+
+
+TRAININGS = tuple(
+    _Training(f"{name}{', checkpointing' if again else ''}", stage, Way(checkpointing=again, **how))
+    for name, stage, how in (
+        ("stage 1, live teacher", STAGE_1, {}),
+        ("stage 1, cached teacher", CACHED, {"cached_teacher": True}),
+        ("stage 2", STAGE_2, {"stage": 2}),
+    )
+    for again in (False, True)
+)
+
+
+def measure(shapes: Shapes, scratch: Path, device: torch.device, num_clips: int | None) -> list[Throughput]:
+    """All trainings, each with `num_clips` per micro-batch or the largest power of two that fits."""
+    measured = []
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    for with_lora in (False, True):
+        model = build(shapes, scratch, device, dtype, "exact", with_lora)
+        for training in TRAININGS:
+            if (training.way.stage == 2) == with_lora:
+                measured.append(_measure(model, shapes, training, num_clips))
+        del model
+        _let_go(device)
+    return measured
+
+
+def _measure(model: SpeechLM, shapes: Shapes, training: _Training, num_clips: int | None) -> Throughput:
+    device = next(model.llm.parameters()).device
+    learns = ["llm", *({"encoder"} & set(training.stage.train))]
+    checkpoint_activations(model, learns if training.way.checkpointing else [])
+    fits = num_clips or _most_that_fit(model, training, device)
+    step = _step(model, training, fits)
+    for _ in range(_WARM_UP):
+        step()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    taken = list(_seconds(step, device))
+    spread = Spread.of(taken)
+    sizes = lengths(clips([CLIP_S] * fits, training.stage))
+    flops = step_flops(shapes, sizes, training.way).useful
+    peak = _peak_flops(device)
+    result = Throughput(
+        name=training.name,
+        num_clips=fits,
+        seconds=spread,
+        audio_h_per_h=fits * CLIP_S / spread.median,
+        tokens_per_s=sum(sizes.student) / spread.median,
+        mfu=None if peak is None else flops / spread.median / peak,
+        peak_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+    )
+    del step
+    model.parts.requires_grad_(False).zero_grad(set_to_none=True)
+    _let_go(device)
+    return result
+
+
+def _most_that_fit(model: SpeechLM, training: _Training, device: torch.device) -> int:
+    """Doubled until memory is out. On a CPU, which has no memory of its own to fill, one clip."""
+    number = 1
+    while device.type == "cuda" and number < _MOST_CLIPS:
+        try:
+            _step(model, training, 2 * number)()
+        except torch.cuda.OutOfMemoryError:
+            break
+        finally:
+            model.parts.zero_grad(set_to_none=True)
+            _let_go(device)
+        number *= 2
+    return number
+
+
+def _step(model: SpeechLM, training: _Training, num_clips: int) -> Callable[[], None]:
+    """Forward, backward and optimizer over one micro-batch."""
+    samples = clips([CLIP_S] * num_clips, training.stage)
+    if training.way.cached_teacher:
+        samples = with_predictions(model, samples)
+    made = batch(model, samples, training.stage)
+    learning = torch.nn.ModuleList(model.parts[name] for name in training.stage.train).requires_grad_(True)
+    optimizer = torch.optim.AdamW(learning.parameters(), lr=1e-5, fused=True)
+
+    def step() -> None:
+        loss = model(made, training.stage).total
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _seconds(step: Callable[[], None], device: torch.device) -> Iterator[float]:
+    for _ in range(_STEPS):
+        _wait(device)
+        began = time.perf_counter()
+        step()
+        _wait(device)
+        yield time.perf_counter() - began
+
+
+def _peak_flops(device: torch.device) -> float | None:
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((tera * 1e12 for card, tera in _PEAK_TFLOPS.items() if card in name), None)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _let_go(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
