@@ -176,9 +176,10 @@ class Utterance:
         return record
 
     @property
-    def audio_paths(self) -> list[str]:
-        """Of every turn that is heard, in order; its own is the last."""
-        return [message.audio for message in self.messages if message.audio is not None] + [self.audio]
+    def spans(self) -> list[tuple[str, float, float | None]]:
+        """`audio`, `start_s` and `duration_s` of every turn that is heard, in order; its own are the last."""
+        earlier = [(m.audio, m.start_s, m.duration_s) for m in self.messages if m.audio is not None]
+        return [*earlier, (self.audio, self.start_s, self.duration_s)]
 
     @property
     def earlier_samples(self) -> tuple[int, ...]:

@@ -46,7 +46,7 @@ def _read_line(line: bytes, source: str, root: Path) -> Utterance | Reject:
     if not utterance.text.strip():
         return Reject(source, "no_text", "the text is empty")
     utterance = utterance.with_paths(lambda audio: str(root.absolute().parent / audio))
-    for path in utterance.audio_paths:
+    for path, *_ in utterance.spans:
         if not Path(path).is_file():
             return Reject(source, "missing_audio", f"{path}: no such file")
     return utterance

@@ -6,7 +6,6 @@ driver's memory nor what it sends grows with the length of transcripts and paths
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import struct
 import zlib
@@ -28,7 +27,7 @@ CLIP_LINE = np.dtype(
         ("id_hash", "<u8"),  # name_hash of the utterance's id: the order of clips in shards
         ("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4"),  # of the line
         ("manifest", "<u4"),  # position in `manifests`
-        ("duration_s", "<f4"),  # NaN when the manifest does not say
+        ("duration_s", "<f4"),  # of all its turns; NaN when the manifest does not say
     ]
 )  # fmt: skip
 _ROW = struct.Struct("<QQIIIf")
@@ -45,17 +44,21 @@ class KeptAudio:
 
 @dataclass(frozen=True)
 class Clip:
-    """An utterance as the shard will hold it, and the absolute path of its audio now, or audio that stays there."""
+    """An utterance as the shard will hold it, and where its audio is now: an absolute path for each turn that is heard,
+    or audio that stays there."""
 
     utterance: Utterance
-    audio: str | KeptAudio
+    audio: tuple[str, ...] | KeptAudio
 
     @property
-    def span(self) -> Span | None:
-        """What is to be decoded, if anything."""
+    def spans(self) -> list[Span]:
+        """What is to be decoded, if anything, turn by turn."""
         if isinstance(self.audio, KeptAudio):
-            return None
-        return Span(self.audio, self.utterance.start_s, self.utterance.duration_s)
+            return []
+        return [
+            Span(path, start_s, duration_s)
+            for path, (_, start_s, duration_s) in zip(self.audio, self.utterance.spans, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def scan_manifests(manifests: Sequence[Path]) -> ClipLines:
         empty = True
         for line in read_lines(manifest, errors):
             utterance, empty = line.utterance, False
-            duration_s = float("nan") if utterance.duration_s is None else utterance.duration_s
+            duration_s = sum(float("nan") if duration is None else duration for *_, duration in utterance.spans)
             crc = zlib.crc32(line.data)
             packed += _ROW.pack(name_hash(utterance.id), line.offset, len(line.data), crc, position, duration_s)
             licences[utterance.corpus, utterance.licence] += 1
@@ -113,10 +116,17 @@ def read_clips(manifests: Sequence[Path], rows: NDArray[np.void]) -> list[Clip]:
     clips = []
     for row in rows:
         manifest = manifests[row["manifest"]].absolute()
-        utterance = _read_line(manifest, row)
-        audio = str(manifest.parent / utterance.audio)
-        clips.append(Clip(dataclasses.replace(utterance, audio=portable_path(audio, manifest.parent)), audio))
+        utterance = _absolute(_read_line(manifest, row), manifest.parent)
+        clips.append(Clip(_portable(utterance, manifest.parent), tuple(path for path, *_ in utterance.spans)))
     return clips
+
+
+def _absolute(utterance: Utterance, folder: Path) -> Utterance:
+    return utterance.with_paths(lambda audio: str(folder / audio))
+
+
+def _portable(utterance: Utterance, folder: Path) -> Utterance:
+    return utterance.with_paths(lambda audio: portable_path(audio, folder))
 
 
 def _read_line(manifest: Path, row: np.void) -> Utterance:

@@ -60,8 +60,8 @@ class FromManifests:
         rows = np.concatenate(lines)
         unknown = rows[np.isnan(rows["duration_s"])]
         asked = unknown[:: -(-len(unknown) // _FILES_ASKED)] if len(unknown) else unknown
-        spans = [clip.span for clip in read_clips(self._lines.manifests, asked)]
-        sizes = [Path(span.path).stat().st_size for span in spans if span and Path(span.path).is_file()]
+        clips = [[Path(span.path) for span in clip.spans] for clip in read_clips(self._lines.manifests, asked)]
+        sizes = [sum(path.stat().st_size for path in paths) for paths in clips if all(map(Path.is_file, paths))]
         per_unknown = sum(sizes) / len(sizes) if sizes else 0.0
         known_s = float(np.nansum(rows["duration_s"], dtype=np.float64))
         return known_s * _FLAC_BYTES_PER_S + per_unknown * len(unknown) + _RECORD_BYTES * len(rows)

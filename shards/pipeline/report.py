@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from shards.audio import SAMPLE_RATE
 from shards.pipeline.tasks import Commit
 from shards.sample import EMOTIONS
-from shards.sets.index import INDEX_ROW, decode_array
+from shards.sets.index import decode_array, decode_index
 from shards.sets.store import Store
 from shards.sets.tokens import TOKEN_COUNTS, tokens_file
 
@@ -86,12 +86,12 @@ def write_report(store: Store, summary: Summary, corpora: object, commits: Itera
     totals = _Totals()
     for commit in commits:
         if commit.name is not None:
-            index = decode_array(store.read(f"index/{commit.name}.npy"), INDEX_ROW, commit.rows)
+            index = decode_index(store.read(f"index/{commit.name}.npy"), commit.rows)
             tokens = None
             if commit.tokens is not None:
                 data = store.read(tokens_file(commit.tokens, commit.name))
                 tokens = decode_array(data, TOKEN_COUNTS, commit.rows)
-            totals.add(index, tokens)
+            totals.add(index.rows, tokens)
     report = _report(summary, corpora, totals, speed)
     store.write("report.json", json.dumps(report, indent=1, ensure_ascii=False).encode())
     store.write("report.md", _markdown(report).encode())

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.files import write_atomically
-from shards.audio import AudioError, EncodedClip, encode_clip
+from shards.audio import AudioError, EncodedClip, decode_flac, encode_clip, encode_flac
 from shards.decoder import Span
 from shards.manifest import Reject, write_rejects
 from shards.pipeline.attempts import attempt
@@ -120,7 +120,7 @@ class Commit:
 def requests(clips: Iterable[Clip], prompt: str) -> list[Request]:
     """What the LLM is asked for a task: one request per clip whose text can be used, in order."""
     usable = (clip.utterance for clip in clips if _text_fault(clip.utterance, prompt) is None)
-    return [Request(utterance.text, utterance.emotion, prompt) for utterance in usable]
+    return [Request(utterance.text, utterance.emotion, prompt, utterance.messages) for utterance in usable]
 
 
 def answer(writer: Writer, clips: Iterable[Clip], prompt: str, teacher: TeacherSpec | None = None) -> Answers:
@@ -133,7 +133,7 @@ def answer(writer: Writer, clips: Iterable[Clip], prompt: str, teacher: TeacherS
         return Answers(continuations)
     tokens = np.empty(len(asked), TOKEN_COUNTS)
     for i, (request, continuation) in enumerate(zip(asked, continuations, strict=True)):
-        tokens[i] = count_tokens(template, request.text, continuation)
+        tokens[i] = count_tokens(template, request.text, continuation, request.messages)
     teachers = [encode_array(rows) for rows in writer.teach(asked, continuations, teacher)] if teacher else None
     return Answers(continuations, template.fingerprint, tokens, teachers)
 
@@ -243,7 +243,7 @@ def _write(
         _refuse_missing_corpora(clips, rejects)
     name, index = None, b""
     if kept:
-        name, index = f"{task.number:06d}-{shard.digest}", encode_array(shard.index)
+        name, index = f"{task.number:06d}-{shard.digest}", shard.index.encode()
         size = (folder / "tar").stat().st_size
         store.put(folder / "tar", f"shards/{name}.tar")
         _put(store, folder, f"index/{name}.npy", index)
@@ -258,7 +258,7 @@ def _write(
         rows=len(kept),
         bytes=size if name else 0,
         index_crc32=zlib.crc32(index),
-        num_samples=int(shard.index["num_samples"].sum()),
+        num_samples=shard.index.num_samples,
         rejected=dict(sorted(Counter(reject.reason for reject in rejects).items())),
         rejects=_put_rejects(store, folder, task, rejects) if rejects else None,
         writer=answers.continuations[0].writer if answers.continuations else None,
@@ -289,28 +289,52 @@ def _fill(
     rejects: list[Reject] = []
     usable = [clip for clip in clips if _text_fault(clip.utterance, prompt) is None]
     assert len(usable) == len(answers.continuations)
-    encoded = encode(clip.span for clip in usable if clip.span)
+    encoded = encode(span for clip in usable for span in clip.spans)
     number = 0
     for clip in clips:
         utterance = clip.utterance
         fault = _text_fault(utterance, prompt)
         if fault is None:
             continuation = answers.continuations[number]
-            audio = clip.audio if isinstance(clip.audio, KeptAudio) else next(encoded)
+            audio = clip.audio if isinstance(clip.audio, KeptAudio) else _joined([next(encoded) for _ in clip.spans])
             if isinstance(audio, AudioError):
                 fault = Reject(utterance.id, audio.reason, str(audio))
             elif reason := drop_reason(continuation.text):
                 fault = Reject(utterance.id, reason, f"the LLM wrote {continuation.text!r}")
             else:
-                content = audio.flac if isinstance(audio, EncodedClip) else audio.at
                 teacher = answers.teachers[number] if answers.teachers else b""
-                shard.add(utterance, continuation, content, audio.num_samples, teacher)
+                if isinstance(audio, KeptAudio):
+                    shard.add(utterance, continuation, audio.at, audio.num_samples, teacher)
+                else:
+                    heard = utterance.with_lengths(audio.lengths)
+                    shard.add(heard, continuation, audio.flac, sum(audio.lengths), teacher)
             if fault is None:
                 kept.append((utterance, number))
             number += 1
         if fault is not None:
             rejects.append(fault)
     return kept, rejects
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """The clips of one sample as one FLAC file, and the length of each at 16 kHz."""
+
+    flac: bytes
+    lengths: list[int]
+
+
+def _joined(clips: Sequence[EncodedClip | AudioError]) -> _Joined | AudioError:
+    """The first error, if there is one: a conversation without one of its turns is none."""
+    good = []
+    for clip in clips:
+        if isinstance(clip, AudioError):
+            return clip
+        good.append(clip)
+    lengths = [clip.num_samples for clip in good]
+    if len(good) == 1:
+        return _Joined(good[0].flac, lengths)
+    return _Joined(encode_flac(np.concatenate([decode_flac(clip.flac) for clip in good])), lengths)
 
 
 def _refuse_missing_corpora(clips: Sequence[Clip], rejects: Sequence[Reject]) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.prompts import PROMPTS, ChatTemplate
-from shards.sample import Continuation
+from shards.sample import Continuation, Message
 from shards.sets.teacher import TeacherSpec
 
 if TYPE_CHECKING:
@@ -38,11 +38,13 @@ _REFUSAL = re.compile("|".join(_REFUSALS), re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Request:
-    """A transcript to continue. `emotion` is the label that the prompt names; None under prompts that name none."""
+    """A transcript to continue, or to answer. `emotion` is the label that the prompt names; None under prompts that
+    name none. `messages` are the turns before it."""
 
     text: str
     emotion: str | None
     prompt: str
+    messages: tuple[Message, ...] = ()
 
 
 class Writer(Protocol):
@@ -208,9 +210,8 @@ class TransformersWriter:
 
     def _prompt_ids(self, request: Request) -> list[int]:
         emotion = request.emotion if "{emotion}" in PROMPTS[request.prompt].instruction else None
-        return (
-            self.template.prefix(request.prompt, emotion) + self.template.encode(request.text) + self.template.suffix()
-        )
+        texts = [*(message.text for message in request.messages), request.text]
+        return self.template.context(request.prompt, emotion, self.template.encode_all(texts))
 
     def _generate(self, prompts: list[list[int]]) -> list[tuple[str, bool]]:
         """(text, ended by itself) for each prompt of one batch, padded on the left."""

@@ -2,7 +2,8 @@
 
     dataset.json                    identity, counts, provenance, the shards in order; written last
     shards/000003-1f2e3d4c5b6a.tar  plain WebDataset: key.flac, key.json
-    index/000003-1f2e3d4c5b6a.npy   one INDEX_ROW per sample of that tar
+    index/000003-1f2e3d4c5b6a.npy   one INDEX_ROW per sample of that tar; behind them, where there are conversations, a
+                                    second array: one EARLIER_CLIP per clip that is not the last of its sample
     tokens/<template>/000003-1f2e3d4c5b6a.npy   token counts for one tokenizer and its chat template
 
 Readers open what dataset.json names and nothing else: leftovers of killed runs do not exist for them.
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from shards.sample import EMOTIONS, is_unicode
+from shards.sample import EMOTIONS, MAX_MESSAGES, is_unicode
 from shards.sets.store import Store
 from shards.sets.teacher import TeacherSpec
 
@@ -35,18 +36,21 @@ INDEX_ROW = np.dtype(
         ("id_hash", "<u8"),  # name_hash of the utterance's id; keys every random draw
         ("corpus", "<u8"), ("speaker", "<u8"),  # name_hash of each; 0 for no speaker
         ("audio_file", "<i4"),  # OWN_TAR, or a position in `audio_files` of dataset.json
-        ("audio_offset", "<u8"), ("audio_size", "<u4"), ("audio_crc32", "<u4"), ("num_samples", "<u4"),
+        ("audio_offset", "<u8"), ("audio_size", "<u4"), ("audio_crc32", "<u4"),
+        ("num_samples", "<u4"),  # of all clips of a conversation, which lie end to end
         ("json_offset", "<u8"), ("json_size", "<u4"), ("json_crc32", "<u4"),
         ("teacher_size", "<u4"), ("teacher_crc32", "<u4"),  # the file behind the record's, if there is one: else 0
         ("emotion", "i1"),  # position in EMOTIONS, -1 for none
     ]
 )  # fmt: skip
+EARLIER_CLIP = np.dtype([("row", "<u4"), ("num_samples", "<u4")])  # in the order of rows and of turns
 
 _DATASET = "dataset.json"
 _MAX_DATASET_BYTES = 256 * 2**20
 _MAX_OBJECT_BYTES = 64 * 2**20
 _REMEDY = "copy the shard set again, or make it again"
 _NPY_HEADER_BYTES = 4096
+_MAX_ROW_BYTES = INDEX_ROW.itemsize + MAX_MESSAGES // 2 * EARLIER_CLIP.itemsize
 _MAX_TOP_K = 4096
 _BLOCK = 512  # of a tar: before each file there is one
 _MAX_NUMBER = 2**62  # so that sums of sizes and offsets fit into 64 bits
@@ -111,6 +115,23 @@ class Description:
     audio_files: tuple[AudioFile, ...]
     teacher: TeacherSpec | None = None
     writers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Index:
+    """Of one shard: INDEX_ROW [rows], and the EARLIER_CLIP of conversations."""
+
+    rows: NDArray[np.void]
+    earlier: NDArray[np.void]
+
+    @property
+    def num_samples(self) -> int:
+        """Of all clips together."""
+        return int(self.rows["num_samples"].sum())
+
+    def encode(self) -> bytes:
+        """The index file."""
+        return encode_array(self.rows) + (encode_array(self.earlier) if len(self.earlier) else b"")
 
 
 def dataset_id(shards: list[Shard]) -> str:
@@ -228,8 +249,8 @@ def decode_array(data: bytes, dtype: DTypeLike, num_rows: int | None) -> NDArray
     return np.frombuffer(bytearray(content), row)
 
 
-def read_index(store: Store, description: Description, shard: Shard) -> NDArray[np.void]:
-    """INDEX_ROW [shard.rows], checked against dataset.json, the tar's size and what a row may say.
+def read_index(store: Store, description: Description, shard: Shard) -> Index:
+    """The index of `shard.rows` samples, checked against dataset.json, the tar's size and what a row may say.
 
     Raises ValueError for a missing or damaged file.
     """
@@ -242,21 +263,35 @@ def read_index(store: Store, description: Description, shard: Shard) -> NDArray[
     return read_rows(store, description.audio_files, shard)
 
 
-def read_rows(store: Store, audio_files: tuple[AudioFile, ...], shard: Shard) -> NDArray[np.void]:
+def read_rows(store: Store, audio_files: tuple[AudioFile, ...], shard: Shard) -> Index:
     """As `read_index`, without a look at the tar."""
     try:
-        if store.size(shard.index) > shard.rows * INDEX_ROW.itemsize + _NPY_HEADER_BYTES:
+        if store.size(shard.index) > shard.rows * _MAX_ROW_BYTES + 2 * _NPY_HEADER_BYTES:
             raise ValueError(f"too large for {shard.rows} rows")
         data = store.read(shard.index)
         if zlib.crc32(data) != shard.index_crc32:
             raise ValueError("it fails its checksum")
-        rows = decode_array(data, INDEX_ROW, shard.rows)
-        _check_rows(rows, shard, audio_files)
+        index = decode_index(data, shard.rows)
+        _check_rows(index.rows, shard, audio_files)
+        _check_earlier(index)
     except FileNotFoundError:
         raise missing(store, shard.index) from None
     except ValueError as error:
         raise damaged(store, shard.index, error, _REMEDY) from None
-    return rows
+    return index
+
+
+def earlier_samples(earlier: NDArray[np.void], row: int) -> tuple[int, ...]:
+    """The lengths of the clips before a row's last, of EARLIER_CLIP in the order of rows."""
+    begin, end = np.searchsorted(earlier["row"], [row, row + 1])
+    return tuple(earlier["num_samples"][begin:end].tolist())
+
+
+def decode_index(data: bytes, num_rows: int) -> Index:
+    """What `Index.encode` made. Raises ValueError when it is not that; what its rows say is not looked at."""
+    end = 10 + int.from_bytes(data[8:10], "little") + num_rows * INDEX_ROW.itemsize
+    earlier = decode_array(data[end:], EARLIER_CLIP, None) if len(data) > end else np.empty(0, EARLIER_CLIP)
+    return Index(decode_array(data[:end], INDEX_ROW, num_rows), earlier)
 
 
 def missing(store: Store, name: str) -> ValueError:
@@ -295,3 +330,15 @@ def _check_rows(rows: NDArray[np.void], shard: Shard, audio_files: tuple[AudioFi
     inside &= (rows["emotion"] >= -1) & (rows["emotion"] < len(EMOTIONS)) & (rows["num_samples"] > 0)
     if not inside.all():
         raise ValueError(f"row {int(np.argmin(inside))} points outside of its file")
+
+
+def _check_earlier(index: Index) -> None:
+    rows, lengths = index.earlier["row"].astype(np.int64), index.earlier["num_samples"].astype(np.int64)
+    if len(rows) and ((np.diff(rows) < 0).any() or rows[-1] >= len(index.rows)):
+        raise ValueError("its clips of conversations are not in the order of its rows")
+    sums, numbers = np.zeros((2, len(index.rows)), np.int64)
+    np.add.at(sums, rows, lengths)
+    np.add.at(numbers, rows, 1)
+    fit = (sums < index.rows["num_samples"]) & (numbers <= MAX_MESSAGES // 2)
+    if not fit.all() or not lengths.all():
+        raise ValueError(f"row {int(np.argmin(fit))}: its earlier clips cannot be so many or so long")

@@ -137,7 +137,7 @@ def _recall(new: NewSet, part: dict[str, Any], outside: Sequence[AudioFile], num
     ids: set[int] = set()
     try:
         for shard in part["shards"]:
-            ids.update(read_rows(new.store, tuple(outside), Shard(**shard))["id_hash"].tolist())
+            ids.update(read_rows(new.store, tuple(outside), Shard(**shard)).rows["id_hash"].tolist())
     except ValueError:
         return False
     seen |= ids

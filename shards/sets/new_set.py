@@ -20,7 +20,6 @@ from shards.sets.index import (
     Shard,
     damaged,
     dataset_id,
-    encode_array,
     read_description,
     read_object,
 )
@@ -83,16 +82,16 @@ class NewSet:
         path.unlink(missing_ok=True)
         with TarShard(path) as tar:
             fill(tar)
-        rows = tar.index
-        if not len(rows):
+        rows = len(tar.index.rows)
+        if not rows:
             path.unlink()
             return None
-        index = encode_array(rows)
+        index = tar.index.encode()
         shard = Shard(
             name=f"{number:06d}-{tar.digest}",
-            rows=len(rows),
+            rows=rows,
             bytes=path.stat().st_size,
-            num_samples=int(rows["num_samples"].sum()),
+            num_samples=tar.index.num_samples,
             index_crc32=zlib.crc32(index),
         )
         self.store.put(path, shard.tar)

@@ -222,7 +222,7 @@ def _ids(store: Store, shard: Shard | None) -> set[int]:
     try:
         if shard is None or store.size(shard.tar) != shard.bytes:
             return set()
-        return set(read_rows(store, (), shard)["id_hash"].tolist())
+        return set(read_rows(store, (), shard).rows["id_hash"].tolist())
     except (OSError, ValueError):
         return set()
 

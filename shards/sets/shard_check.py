@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from shards.audio import AudioError, decode_audio, decode_flac
 from shards.sample import EMOTIONS, Utterance
 from shards.sets.index import (
+    EARLIER_CLIP,
     OWN_TAR,
     Description,
     Shard,
     decode_array,
+    earlier_samples,
     missing,
     name_hash,
     read_rows,
@@ -49,6 +51,7 @@ class ShardCheck:
     damages: list[str] = field(default_factory=list)
     id_hashes: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
     rows_read: int = 0
+    _earlier: NDArray[np.void] = field(default_factory=lambda: np.empty(0, EARLIER_CLIP))
     _opened: dict[str, Store] = field(default_factory=dict)
 
     def run(self, chosen: Sequence[int] | None = None) -> None:
@@ -61,16 +64,16 @@ class ShardCheck:
     def _run(self, chosen: Sequence[int] | None) -> None:
         size = self._tar_size()
         try:
-            rows = read_rows(self.store, self.description.audio_files, self.shard)
+            index = read_rows(self.store, self.description.audio_files, self.shard)
         except ValueError as error:
             self.damages.append(str(error))
             if chosen is None and size == self.shard.bytes:
                 self._finish_hash(hashlib.blake2b(digest_size=6), 0, rows_known=False)
             return
+        rows, self._earlier = index.rows, index.earlier
         self.id_hashes = rows["id_hash"].copy()
-        num_samples = int(rows["num_samples"].sum())
-        if num_samples != self.shard.num_samples:
-            self._tell(f"its rows add up to {num_samples} samples, dataset.json says {self.shard.num_samples}")
+        if index.num_samples != self.shard.num_samples:
+            self._tell(f"its rows add up to {index.num_samples} samples, dataset.json says {self.shard.num_samples}")
         if size is not None and size != self.shard.bytes:
             lost = [i for i, row in enumerate(rows) if _end(row) > size]
             which = f"; lost with it are rows {lost[0]} to {lost[-1]}" if lost else ""
@@ -132,7 +135,7 @@ class ShardCheck:
             self._tell("the record fails its checksum", i)
         else:
             try:
-                utterance = self._parse(row, record)
+                utterance = self._parse(i, row, record)
             except ValueError as error:
                 self._tell(str(error), i)
         self._check_teacher(i, row, _content(data, row, "teacher", begin))
@@ -186,7 +189,7 @@ class ShardCheck:
             except ValueError as error:
                 self._tell(f"the teacher's file cannot be read ({error})", i)
 
-    def _parse(self, row: np.void, data: bytes) -> Utterance:
+    def _parse(self, i: int, row: np.void, data: bytes) -> Utterance:
         """Raises ValueError when an intact record does not parse or is not what its row and dataset.json say."""
         utterance, continuation = parse_record(data)
         prompt = None if continuation is None else continuation.prompt
@@ -194,6 +197,7 @@ class ShardCheck:
         both = {
             "id": (name_hash(utterance.id), row["id_hash"]), "corpus": (name_hash(utterance.corpus), row["corpus"]),
             "speaker": (name_hash(utterance.speaker), row["speaker"]), "emotion": (emotion, row["emotion"]),
+            "the clips of messages": (utterance.earlier_samples, earlier_samples(self._earlier, i)),
         }  # fmt: skip
         if differing := [name for name, (here, there) in both.items() if here != there]:
             raise ValueError(f"record and index do not agree on {' and '.join(differing)}")

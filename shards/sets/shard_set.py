@@ -22,8 +22,10 @@ from shards.sets.index import (
     OWN_TAR,
     AudioFile,
     Description,
+    Index,
     Shard,
     decode_array,
+    earlier_samples,
     name_hash,
     read_description,
     read_index,
@@ -33,6 +35,7 @@ from shards.sets.index import (
 from shards.sets.store import Range, Store, is_url, open_store
 
 _ROW = np.dtype([("shard", "<u4"), *INDEX_ROW.descr])
+_EARLIER = np.dtype([("row", "<i8"), ("num_samples", "<i8")])
 _INDEXES_AT_ONCE = 8
 
 
@@ -47,13 +50,18 @@ class CorruptSample(ValueError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One utterance with what the LLM wrote for it. `waveform` is int16 [num_samples] at 16 kHz, `teacher` the rows of
-    a TeacherSpec, one per response token, where they were asked for."""
+    """One utterance with what the LLM wrote for it. `waveform` is int16 [num_samples] at 16 kHz, of a conversation all
+    clips end to end; `teacher` the rows of a TeacherSpec, one per response token, where they were asked for."""
 
     utterance: Utterance
     continuation: Continuation
     waveform: NDArray[np.int16]
     teacher: NDArray[np.void] | None = None
+
+    @property
+    def clips(self) -> list[NDArray[np.int16]]:
+        """The waveform of each turn that is heard, in order; the utterance's own is the last."""
+        return np.split(self.waveform, np.cumsum(self.utterance.earlier_samples, dtype=np.int64))
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,7 @@ class ShardSet:
         self.corpora = {name: name_hash(name) for about in descriptions[:num_own] for name in about.corpora}
         self.shards: list[tuple[Store, Shard]] = []
         self._audio_files: list[StoredFile] = []
-        parts = []
+        parts, earlier, first = [], [np.empty(0, _EARLIER)], 0
         for number, (store, description) in enumerate(zip(stores, descriptions, strict=True)):
             if (description.prompt is None) != (self.prompt is None):
                 without = store if description.prompt is None else stores[0]
@@ -118,12 +126,17 @@ class ShardSet:
             for shard, index in zip(description.shards, _indexes(store, description), strict=True):
                 parts.append(np.empty(shard.rows, _ROW))
                 parts[-1]["shard"] = len(self.shards)
-                index["audio_file"][index["audio_file"] != OWN_TAR] += len(self._audio_files)
+                rows = index.rows
+                rows["audio_file"][rows["audio_file"] != OWN_TAR] += len(self._audio_files)
                 for name in INDEX_ROW.names or ():
-                    parts[-1][name] = index[name]
+                    parts[-1][name] = rows[name]
+                earlier.append(index.earlier.astype(_EARLIER))
+                earlier[-1]["row"] += first
+                first += shard.rows
                 self.shards.append((store, shard))
             self._audio_files += _outside_files(store, description)
         self.rows: NDArray[np.void] = np.concatenate(parts) if parts else np.empty(0, _ROW)
+        self._earlier: NDArray[np.void] = np.concatenate(earlier)
         num_own_shards = sum(len(description.shards) for description in descriptions[:num_own])
         self.replayed: NDArray[np.bool_] = self.rows["shard"] >= num_own_shards
         if len(stores) > 1 and any(_repeats(self.rows["id_hash"][part]) for part in (~self.replayed, self.replayed)):
@@ -143,6 +156,16 @@ class ShardSet:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def clips(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(num_samples, row) of every clip, in order: a sample has one for each turn that is heard."""
+        earlier_rows, earlier = self._earlier["row"], self._earlier["num_samples"]
+        last = self.rows["num_samples"].astype(np.int64)
+        np.subtract.at(last, earlier_rows, earlier)
+        rows = np.concatenate([earlier_rows, np.arange(len(self))])
+        order = np.argsort(rows, kind="stable")  # the last clip of a row comes behind its others
+        return np.concatenate([earlier, last])[order], rows[order]
 
     def read(self, row: int) -> Sample:
         """Raises CorruptSample when the bytes are not those written; OSError when they cannot be read at all."""
@@ -207,6 +230,8 @@ class ShardSet:
             return error
         if continuation is None:
             raise ValueError(no_continuations(self.url))
+        if utterance.earlier_samples != earlier_samples(self._earlier, row):
+            return CorruptSample(f"{self.where(row)}: record and index do not agree on the clips of messages")
         return Sample(utterance, continuation, waveform, predicted)
 
     def _decode(self, row: int, audio: bytes) -> NDArray[np.int16]:
@@ -293,7 +318,7 @@ def _repeats(hashes: NDArray[np.uint64]) -> bool:
     return len(np.unique(hashes)) < len(hashes)
 
 
-def _indexes(store: Store, description: Description) -> Iterator[NDArray[np.void]]:
+def _indexes(store: Store, description: Description) -> Iterator[Index]:
     """The index of each shard; several at a time, since a bucket takes its time for each."""
     with ThreadPoolExecutor(_INDEXES_AT_ONCE) as pool:
         yield from pool.map(lambda shard: read_index(store, description, shard), description.shards)

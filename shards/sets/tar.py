@@ -17,10 +17,9 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shards.sample import EMOTIONS, Continuation, Utterance
-from shards.sets.index import INDEX_ROW, OWN_TAR, AudioAt, name_hash
+from shards.sets.index import EARLIER_CLIP, INDEX_ROW, OWN_TAR, AudioAt, Index, name_hash
 
 BLOCK = tarfile.BLOCKSIZE
 _MAX_KEY = 60
@@ -60,6 +59,7 @@ class TarShard:
     def __init__(self, path: Path) -> None:
         self._file = _HashedFile(path)
         self._rows: list[tuple[int, ...]] = []
+        self._earlier: list[tuple[int, int]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -86,7 +86,8 @@ class TarShard:
     ) -> None:
         """Append `key.flac` (if `audio` is a FLAC file), `key.json` and `key.teacher.npy` (if there is one).
 
-        `num_samples` are at 16 kHz.
+        `num_samples` are at 16 kHz. Of a conversation `audio` holds all clips end to end, and the messages of
+        `utterance` say how long each is.
         """
         key, record = sample_key(utterance.id), encode_record(utterance, continuation)
         parts: list[bytes] = []
@@ -102,6 +103,7 @@ class TarShard:
             end += BLOCK + padded(len(teacher))
         self._file.write(b"".join(parts))
         assert self._file.size == end
+        self._earlier += [(len(self._rows), length) for length in utterance.earlier_samples]
         self._rows.append(
             (
                 name_hash(utterance.id), name_hash(utterance.corpus), name_hash(utterance.speaker),
@@ -113,9 +115,9 @@ class TarShard:
         )  # fmt: skip
 
     @property
-    def index(self) -> NDArray[np.void]:
-        """INDEX_ROW [number of samples added]."""
-        return np.array(self._rows, INDEX_ROW)
+    def index(self) -> Index:
+        """That of the samples added."""
+        return Index(np.array(self._rows, INDEX_ROW), np.array(self._earlier, EARLIER_CLIP))
 
     @property
     def digest(self) -> str:

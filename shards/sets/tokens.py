@@ -6,25 +6,37 @@ They lie beside the index, one file per shard, so that another tokenizer never t
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.prompts import ChatTemplate
-from shards.sample import Continuation
+from shards.sample import Continuation, Message
 from shards.sets.index import Shard, decode_array, encode_array
 from shards.sets.shard_set import ShardSet
 from shards.sets.store import Store
 
-TOKEN_COUNTS = np.dtype([("num_text_tokens", "<u4"), ("num_response_tokens", "<u4")])
+TOKEN_COUNTS = np.dtype(
+    [
+        ("num_text_tokens", "<u4"),  # of all turns' words, which a teacher reads
+        ("num_response_tokens", "<u4"),
+        ("num_read_tokens", "<u4"),  # of turns that are words alone, which the student reads too
+        ("num_earlier", "<u4"),  # messages before the last turn
+    ]
+)
 _FILES_AT_ONCE = 8
 
 
-def count_tokens(template: ChatTemplate, transcript: str, continuation: Continuation) -> tuple[int, int]:
-    """Tokens of the transcript and of the response, end of turn included."""
+def count_tokens(
+    template: ChatTemplate, transcript: str, continuation: Continuation, messages: Sequence[Message] = ()
+) -> tuple[int, int, int, int]:
+    """One row of TOKEN_COUNTS; the response's end of turn is included."""
     response = template.response(continuation.text, continuation.finished)
-    return len(template.encode(transcript)), len(response)
+    *earlier, last = (len(ids) for ids in template.encode_all([*(message.text for message in messages), transcript]))
+    read = sum(length for length, message in zip(earlier, messages, strict=True) if message.audio is None)
+    return sum(earlier) + last, len(response), read, len(messages)
 
 
 def tokens_file(fingerprint: str, shard_name: str) -> str:
@@ -46,7 +58,7 @@ def token_counts(shard_set: ShardSet, template: ChatTemplate) -> NDArray[np.void
             counts = np.empty(shard.rows, TOKEN_COUNTS)
             for row, (utterance, continuation) in enumerate(shard_set.records(range(first, first + shard.rows))):
                 assert continuation is not None
-                counts[row] = count_tokens(template, utterance.text, continuation)
+                counts[row] = count_tokens(template, utterance.text, continuation, utterance.messages)
             with contextlib.suppress(OSError):  # a read-only or full disk costs time, not correctness
                 store.write(tokens_file(template.fingerprint, shard.name), encode_array(counts))
         parts.append(counts)

@@ -35,7 +35,7 @@ def test_a_conversation_survives_its_record(exchanges: list[tuple[Message, Messa
     assert Utterance.from_json(json.loads(json.dumps(utterance.to_json()))) == utterance
     if all(message.audio is None or message.num_samples for message in messages):  # as in a shard
         assert parse_record(encode_record(utterance, None)) == (utterance, None)
-        assert len(utterance.earlier_samples) == len(utterance.audio_paths) - 1
+        assert len(utterance.earlier_samples) == len(utterance.spans) - 1
 
 
 def test_without_earlier_turns_a_record_is_what_it_was() -> None:

@@ -41,7 +41,7 @@ def clip(folder: Path, name: str, text: str = "words", emotion: str | None = "sa
     noise = np.random.default_rng(len(name)).normal(0, 0.1, int(16000 * seconds))
     soundfile.write(folder / f"{name}.wav", noise, 16000)
     utterance = Utterance(id=name, audio=f"{name}.wav", text=text, corpus="c", emotion=emotion)
-    return Clip(utterance, str(folder / f"{name}.wav"))
+    return Clip(utterance, (str(folder / f"{name}.wav"),))
 
 
 def written(*texts: str) -> Answers:
@@ -63,7 +63,7 @@ def store(out: Path) -> Store:
 
 
 def test_bad_clips_become_rejects_and_the_others_a_shard(store: Store, out: Path, tmp_path: Path) -> None:
-    gone = Clip(Utterance(id="gone", audio="x", text="words", corpus="c", emotion="sad"), "/nowhere/x.wav")
+    gone = Clip(Utterance(id="gone", audio="x", text="words", corpus="c", emotion="sad"), ("/nowhere/x.wav",))
     clips = (
         clip(tmp_path, "good"),
         gone,
@@ -119,7 +119,7 @@ def test_a_worker_whose_root_was_given_to_another_job_commits_nothing(store: Sto
 def test_every_kind_of_bad_file_is_one_row_of_the_rejects(store: Store, out: Path, tmp_path: Path) -> None:
     reasons = bad_files(tmp_path)
     bad = [Utterance(id=name, audio=name, text="words", corpus="c", emotion="sad") for name in reasons]
-    clips = [clip(tmp_path, "good"), *(Clip(utterance, str(tmp_path / utterance.audio)) for utterance in bad)]
+    clips = [clip(tmp_path, "good"), *(Clip(utterance, (str(tmp_path / utterance.audio),)) for utterance in bad)]
     with Decoder() as decoder:
         commit = write_task(store, Task(0, len(clips)), clips, PROMPT, written(*["on"] * len(clips)), decoder.encode)
     assert (commit.rows, commit.inputs) == (1, len(clips))
@@ -130,7 +130,7 @@ def test_every_kind_of_bad_file_is_one_row_of_the_rejects(store: Store, out: Pat
 def test_a_disk_that_is_not_mounted_is_no_set_without_its_clips(store: Store, tmp_path: Path) -> None:
     def gone(name: str, corpus: str) -> Clip:
         utterance = Utterance(id=name, audio=f"{name}.wav", text="words", corpus=corpus, emotion="sad")
-        return Clip(utterance, f"/nowhere/{name}.wav")
+        return Clip(utterance, (f"/nowhere/{name}.wav",))
 
     some = [clip(tmp_path, "a"), *(gone(f"c{i}", "c") for i in range(20))]  # of c one clip is there
     assert write(store, some, *["on"] * 21).rejected == {"missing_audio": 20}

@@ -49,7 +49,7 @@ def test_the_tar_is_what_webdataset_itself_writes(tmp_path: Path) -> None:
     written = (tmp_path / "ours.tar").read_bytes()
     assert written == (tmp_path / "theirs.tar").read_bytes()
     assert ours.digest == hashlib.blake2b(written, digest_size=6).hexdigest()
-    for row, utterance in zip(ours.index, UTTERANCES, strict=True):
+    for row, utterance in zip(ours.index.rows, UTTERANCES, strict=True):
         assert written[row["json_offset"] :][: row["json_size"]] == encode_record(utterance, None)
 
 

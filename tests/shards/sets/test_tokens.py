@@ -16,7 +16,7 @@ def test_tokens_are_counted_once_per_tokenizer(shard_set: ShardSet, template: Ch
     for row in (0, 7, 22):
         utterance, continuation = shard_set.record(row)
         response = template.response(continuation.text, continuation.finished)
-        assert counts[row].tolist() == (len(template.encode(utterance.text)), len(response))
+        assert counts[row].tolist() == (len(template.encode(utterance.text)), len(response), 0, 0)
     (kept, *others) = sorted((Path(shard_set.url) / "tokens" / template.fingerprint).iterdir())
     assert len(others) == 5
     first = counts[:4]

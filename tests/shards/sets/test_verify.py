@@ -81,7 +81,7 @@ def test_damage_in_one_shard_hides_none_in_another(shard_set: ShardSet, template
     again = "copy the shard set again, or make it again"
     size = tars[1].stat().st_size
     assert found == [
-        f"{tokens}: damaged (31 bytes for 4 rows of 8); delete it, it is made again when it is needed",
+        f"{tokens}: damaged (63 bytes for 4 rows of 16); delete it, it is made again when it is needed",
         f"{tars[0]}: is missing; {again}",
         f"{tars[1]}: {size} bytes, written were {shard_set.shards[1][1].bytes}; lost with it are rows 2 to 3",
         f"{indexes[2]}: damaged (it fails its checksum); {again}",
