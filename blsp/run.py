@@ -177,7 +177,7 @@ def _data(recipe: TrainRecipe, model: SpeechLM) -> tuple[ShardSet, Plan, Reader]
     counts = token_counts(shard_set, model.template)
     rows = shard_set.rows
     plan = Plan(
-        collator.sizes(rows["num_samples"], counts, model.encoder.window.padded, shard_set.replayed),
+        collator.sizes(shard_set.clips, counts, model.encoder.window.padded, shard_set.replayed),
         dataset_id=shard_set.dataset_id, seed=data.seed,
         clips_per_step=data.clips_per_step, micro_batches=data.micro_batches,
         weights=CostWeights(**data.cost.model_dump()), caps=Caps(**data.caps.model_dump()),
@@ -230,7 +230,7 @@ def _refuse_other_plans(plan: Plan, shard_set: ShardSet) -> None:
 
 def _refuse_long_clips(model: SpeechLM, shard_set: ShardSet) -> None:
     limit = model.encoder.max_samples
-    too_long = shard_set.rows["num_samples"] > limit
+    too_long = shard_set.clips[0] > limit
     if too_long.any():
         raise ValueError(
             f"{shard_set.url}: {too_long.sum()} clips are longer than the {limit / SAMPLE_RATE:.1f} s that the encoder "

@@ -32,6 +32,11 @@ from shards.sample import EMOTIONS, Utterance
 def read_labelled(manifest: Path) -> list[Utterance]:
     """The utterances of a manifest in which each has an emotion. Raises ValueError naming the first without."""
     utterances = read_manifest(manifest)
+    if conversations := [utterance.id for utterance in utterances if utterance.messages]:
+        raise ValueError(
+            f"{manifest}: {len(conversations)} of its lines are conversations, the first {conversations[0]!r}; systems "
+            "are compared on single turns: leave `messages` out"
+        )
     unlabelled = [utterance.id for utterance in utterances if utterance.emotion is None]
     if unlabelled:
         raise ValueError(

@@ -25,9 +25,12 @@ class Augment:
     noise_snr_db: tuple[float, float] | None = None
     telephone: float = 0.0
 
-    def __call__(self, waveform: NDArray[np.int16], seed: int, epoch: int, id_hash: int) -> NDArray[np.int16]:
-        """int16 [n] to int16 [n] at 16 kHz: a pure function of the arguments."""
-        counter = np.array([0, 0, _STREAM, id_hash], np.uint64)
+    def __call__(
+        self, waveform: NDArray[np.int16], seed: int, epoch: int, id_hash: int, turn: int = 0
+    ) -> NDArray[np.int16]:
+        """int16 [n] to int16 [n] at 16 kHz: a pure function of the arguments. `turn` tells the clips of a conversation
+        apart, 0 is its last."""
+        counter = np.array([0, turn, _STREAM, id_hash], np.uint64)
         random = np.random.Generator(np.random.Philox(counter=counter, key=np.array([seed, epoch], np.uint64)))
         telephone, ratio, gain = random.random(3)  # always all three: one setting does not change what another draws
         wave = waveform.astype(np.float32)

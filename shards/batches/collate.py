@@ -1,7 +1,8 @@
 """From samples to a `Batch`: packed tensors, no padding.
 
-Sequences lie end to end, each as `prefix + speech slots + suffix + response`; the teacher's have the transcript's
-tokens where the student hears speech. Row r of the student and row r of the teacher predict the same response token.
+Sequences lie end to end, each as `prefix + speech slots + suffix + response`, in a conversation with its earlier turns
+behind the system's; the teacher's have the transcript's tokens where the student hears speech. Row r of the student and
+row r of the teacher predict the same response token.
 """
 
 from __future__ import annotations
@@ -34,31 +35,32 @@ _FILLER_SAMPLES = SAMPLE_RATE // 2
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of n clips on one device. T: student tokens, Tt: teacher tokens, R: response tokens.
+    """One micro-batch of m samples with n clips on one device: a conversation has a clip for each turn that is heard,
+    other samples have one. T: student tokens, Tt: teacher tokens, R: response tokens.
 
     The step's counts are those of the whole step over all ranks and micro-batches: what losses are divided by, so that
     a gradient does not depend on how the step was split. The `text_` tensors are empty without a live teacher, the
     `teacher_` tensors without a cached one.
     """
 
-    ids: list[str]
+    ids: list[str]  # m
     waveform: Tensor  # int16 [sum of num_samples]
     num_samples: Tensor  # int64 [n]
     input_ids: Tensor  # int64 [T]; 0 in speech slots
     speech_mask: Tensor  # bool [T]; True in speech slots
     position_ids: Tensor  # int64 [T]; from 0 in each sequence
-    seq_lens: list[int]  # n; their sum is T
+    seq_lens: list[int]  # m; their sum is T
     rows: Tensor  # int64 [R]; positions in T whose output predicts the response tokens
     targets: Tensor  # int64 [R]
     row_weight: Tensor  # float32 [R]; 0 for fillers
     text_input_ids: Tensor  # int64 [Tt]
     text_position_ids: Tensor  # int64 [Tt]
-    text_seq_lens: list[int]  # n; their sum is Tt
+    text_seq_lens: list[int]  # m; their sum is Tt
     text_rows: Tensor  # int64 [R]
     teacher_ids: Tensor  # int64 [R, k]; the likeliest tokens of a cached teacher
     teacher_logits: Tensor  # float16 [R, k]; less the largest one
     teacher_log_z: Tensor  # float32 [R, 2]; log-partition at the training's temperature, and at 1
-    emotion: Tensor  # int64 [n]; IGNORED_EMOTION for none
+    emotion: Tensor  # int64 [n]; IGNORED_EMOTION for none, and for clips before a sample's last
     step_response_tokens: int
     step_labelled: int
     unreadable: list[str]  # about each clip in whose place is a filler: which, and why
@@ -86,10 +88,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Sequence:
-    """One clip: student ids with zeros in `slots`, teacher ids, and the response that follows both."""
+    """One sample: student ids with zeros in `slots`, teacher ids, and the response that follows both."""
 
     student: list[int]
-    slots: slice
+    slots: list[slice]  # of each clip
     teacher: list[int]
     response: list[int]
 
@@ -134,20 +136,19 @@ class Collator:
 
     def sizes(
         self,
-        num_samples: NDArray[np.integer],
+        clips: tuple[NDArray[np.integer], NDArray[np.integer]],
         counts: NDArray[np.void],
         heard_samples: Callable[[int], int] = lambda num_samples: num_samples,
         replayed: NDArray[np.bool_] | None = None,
     ) -> Sizes:
-        """What each of n clips brings to a batch, at most: its task and its emotion are left open.
+        """What each of n samples brings to a batch, at most: its task and its emotion are left open.
 
-        `num_samples` is [n], `counts` TOKEN_COUNTS [n]; `heard_samples` adds the audio window to a clip's samples;
-        `replayed` (bool [n]) says whose task is REPLAYED.
+        `clips` are those of a ShardSet: the length of each and which sample it belongs to; `counts` is TOKEN_COUNTS
+        [n]; `heard_samples` adds the audio window to a clip's samples; `replayed` (bool [n]) says whose task is
+        REPLAYED.
         """
-        template = self.template
-        lengths, place = np.unique(num_samples, return_inverse=True)
-        slots = np.array([self._num_speech_tokens(int(n)) for n in lengths], np.int64)[place]
-        heard = np.array([heard_samples(int(n)) for n in lengths], np.int64)[place]
+        slots, heard = (_sums(clips, of_clip, len(counts)) for of_clip in (self._num_speech_tokens, heard_samples))
+        slots += counts["num_read_tokens"]
         written = counts["num_response_tokens"].astype(np.int64)
         label = max(len(self.label_response(emotion)) for emotion in EMOTIONS)
         tokens, responses, teacher_tokens = np.zeros_like(slots), np.zeros_like(slots), np.zeros_like(slots)
@@ -155,13 +156,20 @@ class Collator:
         for task, mine in (*((task, ~again) for task in self.tasks), (REPLAYED, again)):
             response = np.full_like(written, label) if task == "identify" else written
             responses[mine] = np.maximum(responses, response)[mine]
-            needed = len(template.prefix(task) + template.suffix()) + slots + response
+            needed = self._around(task, None, counts) + slots + response
             tokens[mine] = np.maximum(tokens, needed)[mine]
             for prompt in (prompt for prompt, under in TRAINED_UNDER.items() if under == task and self._with_teacher):
-                prefix = max(len(template.prefix(prompt, emotion)) for emotion in EMOTIONS)
-                needed = prefix + len(template.suffix()) + counts["num_text_tokens"] + written
+                around = np.max([self._around(prompt, emotion, counts) for emotion in EMOTIONS], 0)
+                needed = around + counts["num_text_tokens"] + written
                 teacher_tokens[mine] = np.maximum(teacher_tokens, needed)[mine]
         return Sizes(heard, tokens, teacher_tokens, responses)
+
+    def _around(self, prompt: str, emotion: str | None, counts: NDArray[np.void]) -> NDArray[np.int64]:
+        """How many ids of each sample are neither content of a turn nor response."""
+        numbers, place = np.unique(counts["num_earlier"], return_inverse=True)
+        lengths = [self.template.num_around(prompt, emotion, int(number)) for number in numbers]
+        around: NDArray[np.int64] = np.array(lengths, np.int64)[place]
+        return around
 
     def __call__(
         self,
@@ -177,19 +185,20 @@ class Collator:
         """
         tasks = tasks or [self.tasks[0]]
         samples, sequences, unreadable = self._lay_out(read, tasks)
-        waveforms = [np.zeros(_FILLER_SAMPLES, np.int16) if s is None else s.waveform for s in samples]
+        clips = [[np.zeros(_FILLER_SAMPLES, np.int16)] if sample is None else sample.clips for sample in samples]
         student = _pack([(sequence.student, sequence.response) for sequence in sequences])
         taught = sequences if self._with_teacher else []
         teacher = _pack([(sequence.teacher, sequence.response) for sequence in taught])
         speech_mask = np.zeros(len(student.ids), bool)
         starts = itertools.accumulate(student.seq_lens[:-1], initial=0)
         for start, sequence in zip(starts, sequences, strict=True):
-            speech_mask[start + sequence.slots.start : start + sequence.slots.stop] = True
+            for slots in sequence.slots:
+                speech_mask[start + slots.start : start + slots.stop] = True
         weights = [np.full(len(q.response), s is not None, np.float32) for s, q in zip(samples, sequences, strict=True)]
         return Batch(
             ids=[FILLER_ID if sample is None else sample.utterance.id for sample in samples],
-            waveform=torch.from_numpy(np.concatenate(waveforms)),
-            num_samples=torch.tensor([len(waveform) for waveform in waveforms]),
+            waveform=torch.from_numpy(np.concatenate([clip for turns in clips for clip in turns])),
+            num_samples=torch.tensor([len(clip) for turns in clips for clip in turns]),
             input_ids=torch.from_numpy(student.ids),
             speech_mask=torch.from_numpy(speech_mask),
             position_ids=torch.from_numpy(student.position_ids),
@@ -202,7 +211,13 @@ class Collator:
             text_seq_lens=teacher.seq_lens,
             text_rows=torch.from_numpy(teacher.rows),
             **self._predicted(samples, sequences),
-            emotion=torch.tensor([_emotion_id(sample) for sample in samples]),
+            emotion=torch.tensor(
+                [
+                    emotion
+                    for sample, turns in zip(samples, clips, strict=True)
+                    for emotion in [IGNORED_EMOTION] * (len(turns) - 1) + [_emotion_id(sample)]
+                ]
+            ),
             step_response_tokens=step_response_tokens,
             step_labelled=step_labelled,
             unreadable=unreadable,
@@ -224,7 +239,7 @@ class Collator:
                     f"{sample.utterance.id}: the shard holds predictions for {predicted} tokens of the response, which "
                     f"has {length}"
                 )
-                samples[i], sequences[i] = None, self._sequence(None, tasks[i], [], [])
+                samples[i], sequences[i] = None, self._sequence(None, tasks[i], [])
         return samples, sequences, unreadable
 
     def _predicted(self, samples: Sequence[Sample | None], sequences: Sequence[_Sequence]) -> dict[str, Tensor]:
@@ -247,26 +262,43 @@ class Collator:
         }
 
     def _sequences(self, samples: Sequence[Sample | None], tasks: Sequence[str]) -> list[_Sequence]:
-        given = [sample for sample in samples if sample is not None]
-        texts = [sample.continuation.text for sample in given]
-        if self._with_teacher:
-            texts += [sample.utterance.text for sample in given]
-        ids = iter(self.template.encode_all(texts))
-        responses = [next(ids) if sample is not None else [] for sample in samples]
-        transcripts = [next(ids) if sample is not None and self._with_teacher else [] for sample in samples]
-        return [self._sequence(*parts) for parts in zip(samples, tasks, responses, transcripts, strict=True)]
+        texts = [[] if sample is None else self._texts(sample) for sample in samples]
+        ids = iter(self.template.encode_all([text for of_sample in texts for text in of_sample]))
+        sequences = []
+        for sample, task, of_sample in zip(samples, tasks, texts, strict=True):
+            sequences.append(self._sequence(sample, task, [next(ids) for _ in of_sample]))
+        return sequences
 
-    def _sequence(self, sample: Sample | None, task: str, response: list[int], transcript: list[int]) -> _Sequence:
-        """The sequence of one clip, or of a filler; `response` is without its end of turn."""
+    def _texts(self, sample: Sample) -> list[str]:
+        """The response, then the words of each turn; none of turns whose words nobody reads."""
+        utterance = sample.utterance
+        turns = [message.text if message.audio is None or self._with_teacher else "" for message in utterance.messages]
+        return [sample.continuation.text, *turns, utterance.text if self._with_teacher else ""]
+
+    def _student(self, task: str, contents: Sequence[list[int] | int]) -> tuple[list[int], list[slice]]:
+        """Ids up to the response, and where speech goes; each turn's content is its ids, or its number of slots."""
+        first, *others = self.template.around(task, None, len(contents) - 1)
+        ids, slots = list(first), []
+        for content, behind in zip(contents, others, strict=True):
+            if isinstance(content, int):
+                assert content > 0
+                slots.append(slice(len(ids), len(ids) + content))
+                content = [0] * content
+            ids += content + behind
+        return ids, slots
+
+    def _sequence(self, sample: Sample | None, task: str, encoded: Sequence[list[int]]) -> _Sequence:
+        """The sequence of one sample, whose `_texts` are `encoded`, or of a filler."""
         template = self.template
-        prefix, suffix = template.prefix(task), template.suffix()
-        num_slots = self._num_speech_tokens(_FILLER_SAMPLES if sample is None else len(sample.waveform))
-        assert num_slots > 0
-        slots = slice(len(prefix), len(prefix) + num_slots)
-        student = prefix + [0] * num_slots + suffix
         if sample is None:
-            return _Sequence(student, slots, prefix + suffix, [template.end_of_turn_id])
+            student, slots = self._student(task, [self._num_speech_tokens(_FILLER_SAMPLES)])
+            return _Sequence(student, slots, template.context(task, None, [[]]), [template.end_of_turn_id])
         utterance, continuation = sample.utterance, sample.continuation
+        response, *turns = encoded
+        heard = iter([self._num_speech_tokens(len(clip)) for clip in sample.clips])
+        is_speech = [message.audio is not None for message in utterance.messages] + [True]
+        contents = [next(heard) if speech else words for speech, words in zip(is_speech, turns, strict=True)]
+        student, slots = self._student(task, contents)
         if task == "identify":
             assert utterance.emotion is not None
             return _Sequence(student, slots, [], self.label_response(utterance.emotion))
@@ -275,9 +307,19 @@ class Collator:
                 f"{utterance.id}: its continuation was written under {continuation.prompt!r}, not for {task!r}"
             )
         emotion = utterance.emotion if "{emotion}" in PROMPTS[continuation.prompt].instruction else None
-        teacher = template.prefix(continuation.prompt, emotion) + transcript + suffix
+        teacher = template.context(continuation.prompt, emotion, turns)
         end = [template.end_of_turn_id] if continuation.finished else []
         return _Sequence(student, slots, teacher, response + end)
+
+
+def _sums(
+    clips: tuple[NDArray[np.integer], NDArray[np.integer]], of_clip: Callable[[int], int], num_samples: int
+) -> NDArray[np.int64]:
+    """A number of each clip, summed over the clips of each sample."""
+    lengths, place = np.unique(clips[0], return_inverse=True)
+    values = np.array([of_clip(int(n)) for n in lengths], np.int64)[place]
+    sums: NDArray[np.int64] = np.bincount(clips[1], values, num_samples).astype(np.int64)  # exact below 2^53
+    return sums
 
 
 @dataclass(frozen=True)

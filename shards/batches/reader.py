@@ -232,7 +232,10 @@ class _Samples(Dataset[dict[str, Any] | Exception]):
         if isinstance(sample, CorruptSample) or self._augment is None:
             return sample
         id_hash = int(self._shard_set.rows["id_hash"][row])
-        return replace(sample, waveform=self._augment(sample.waveform, self._seed, epoch, id_hash))
+        clips = sample.clips
+        last = len(clips) - 1
+        changed = [self._augment(clip, self._seed, epoch, id_hash, last - i) for i, clip in enumerate(clips)]
+        return replace(sample, waveform=np.concatenate(changed))
 
 
 def _batch(made: dict[str, Any] | Exception) -> Batch:

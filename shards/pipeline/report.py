@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from shards.audio import SAMPLE_RATE
 from shards.pipeline.tasks import Commit
 from shards.sample import EMOTIONS
-from shards.sets.index import decode_array, decode_index
+from shards.sets.index import decode_index
 from shards.sets.store import Store
-from shards.sets.tokens import TOKEN_COUNTS, tokens_file
+from shards.sets.tokens import decode_counts, tokens_file
 
 if TYPE_CHECKING:
     from shards.pipeline.job import Summary
@@ -89,8 +89,7 @@ def write_report(store: Store, summary: Summary, corpora: object, commits: Itera
             index = decode_index(store.read(f"index/{commit.name}.npy"), commit.rows)
             tokens = None
             if commit.tokens is not None:
-                data = store.read(tokens_file(commit.tokens, commit.name))
-                tokens = decode_array(data, TOKEN_COUNTS, commit.rows)
+                tokens = decode_counts(store.read(tokens_file(commit.tokens, commit.name)), commit.rows)
             totals.add(index.rows, tokens)
     report = _report(summary, corpora, totals, speed)
     store.write("report.json", json.dumps(report, indent=1, ensure_ascii=False).encode())

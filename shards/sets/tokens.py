@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.prompts import ChatTemplate
-from shards.sample import Continuation, Message
+from shards.sample import MAX_MESSAGES, Continuation, Message
 from shards.sets.index import Shard, decode_array, encode_array
 from shards.sets.shard_set import ShardSet
 from shards.sets.store import Store
@@ -66,9 +66,17 @@ def token_counts(shard_set: ShardSet, template: ChatTemplate) -> NDArray[np.void
     return np.concatenate(parts)
 
 
+def decode_counts(data: bytes, num_rows: int) -> NDArray[np.void]:
+    """TOKEN_COUNTS [num_rows] of a file. Raises ValueError when it holds something else."""
+    counts = decode_array(data, TOKEN_COUNTS, num_rows)
+    if counts["num_earlier"].max(initial=0) > MAX_MESSAGES:
+        raise ValueError(f"a conversation of more than {MAX_MESSAGES} messages")
+    return counts
+
+
 def stored_counts(store: Store, shard: Shard, fingerprint: str) -> NDArray[np.void] | None:
     """Those that lie beside the index; None where there are none, or not such of this shard."""
     try:
-        return decode_array(store.read(tokens_file(fingerprint, shard.name)), TOKEN_COUNTS, shard.rows)
+        return decode_counts(store.read(tokens_file(fingerprint, shard.name)), shard.rows)
     except (FileNotFoundError, ValueError):
         return None

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.sets.index import Description, Shard, dataset_id, decode_array, name_hash, read_dataset
+from shards.sets.index import Description, Shard, dataset_id, name_hash, read_dataset
 from shards.sets.shard_check import Inspect, ShardCheck
 from shards.sets.shard_set import audio_file
 from shards.sets.store import Store, open_store
-from shards.sets.tokens import TOKEN_COUNTS, tokens_file
+from shards.sets.tokens import TOKEN_COUNTS, decode_counts, tokens_file
 
 _FAST_ROWS_PER_SHARD = 3
 _MAX_THREADS = 16
@@ -122,7 +122,7 @@ def _token_damages(store: Store, name: str, shard: Shard) -> Iterator[str]:
     try:
         if store.size(name) > shard.rows * TOKEN_COUNTS.itemsize + _HEADER_BYTES:
             raise ValueError(f"too large for {shard.rows} rows")
-        decode_array(store.read(name), TOKEN_COUNTS, shard.rows)
+        decode_counts(store.read(name), shard.rows)
     except ValueError as error:
         yield f"{store.url}/{name}: damaged ({error}); delete it, it is made again when it is needed"
 

@@ -187,7 +187,7 @@ def plain_training(recipe: TrainRecipe) -> tuple[list[float], SpeechLM]:
     tasks, with_teacher = dict(recipe.stage.prompts), "kl" in recipe.stage.losses
     collator = Collator(model.template, model.num_speech_tokens, tasks, with_teacher)
     plan = Plan(
-        collator.sizes(shard_set.rows["num_samples"], counts, model.encoder.window.padded, apart),
+        collator.sizes(shard_set.clips, counts, model.encoder.window.padded, apart),
         seed=recipe.data.seed, clips_per_step=recipe.data.clips_per_step,
         micro_batches=recipe.data.micro_batches, dataset_id=shard_set.dataset_id,
         mixture=Mixture(corpus, shard_set.corpora, {}, recipe.data.seed, apart, replay.share) if replay else None,

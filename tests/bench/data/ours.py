@@ -76,6 +76,6 @@ def make_reader(root: str | Path, rank: int = 0, world_size: int = 1) -> tuple[R
     """Reader of one rank over the set, steps of 32 clips in 8 micro-batches; its plan and its set."""
     shard_set = ShardSet.open(root)
     collator = Collator(template(), lambda samples: -(-samples // 2560), {"continue_tone": 1.0}, with_teacher=True)
-    sizes = collator.sizes(shard_set.rows["num_samples"], token_counts(shard_set, template()))
+    sizes = collator.sizes(shard_set.clips, token_counts(shard_set, template()))
     plan = Plan(sizes, seed=1, clips_per_step=32, micro_batches=8, dataset_id=shard_set.dataset_id)
     return Reader(shard_set, plan, collator, rank=rank, world_size=world_size), plan, shard_set

@@ -120,7 +120,7 @@ def test_sizes_are_those_of_the_batches_and_never_less(template: ChatTemplate, w
         [count_tokens(template, sample.utterance.text, sample.continuation) for sample in SAMPLES], TOKEN_COUNTS
     )
     lengths = np.array([len(sample.waveform) for sample in SAMPLES])
-    sizes = make.sizes(lengths, counts, heard_samples=lambda n: n + 1600)
+    sizes = make.sizes((lengths, np.arange(3)), counts, heard_samples=lambda n: n + 1600)
     assert sizes.heard_samples.tolist() == (lengths + 1600).tolist()
     for i, sample in enumerate(SAMPLES):
         batches = [make([sample], [task], 0, 0) for task in tasks if task != "identify" or sample.utterance.emotion]

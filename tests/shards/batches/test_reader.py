@@ -34,7 +34,7 @@ def collator_of(template: ChatTemplate, tasks: dict[str, float] | None = None) -
 
 
 def plan_of(shard_set: ShardSet, collator: Collator, **changes: Any) -> Plan:
-    sizes = collator.sizes(shard_set.rows["num_samples"], token_counts(shard_set, collator.template))
+    sizes = collator.sizes(shard_set.clips, token_counts(shard_set, collator.template))
     settings = {"seed": 1, "clips_per_step": 5.0, "micro_batches": 4, "dataset_id": shard_set.dataset_id, **changes}
     return Plan(sizes, **settings)
 

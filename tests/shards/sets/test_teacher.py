@@ -159,7 +159,7 @@ def test_the_reader_reads_it_where_the_batches_need_it(
     taught: ShardSet, template: ChatTemplate, num_workers: int
 ) -> None:
     make = collator(template)
-    sizes = make.sizes(taught.rows["num_samples"], token_counts(taught, template))
+    sizes = make.sizes(taught.clips, token_counts(taught, template))
     assert not sizes.teacher_tokens.any()
     plan = Plan(sizes, dataset_id=taught.dataset_id, seed=1, clips_per_step=8, micro_batches=3)
     reader = Reader(taught, plan, make, rank=0, world_size=2, num_workers=num_workers)
