@@ -175,7 +175,6 @@ def _data(recipe: TrainRecipe, model: SpeechLM) -> tuple[ShardSet, Plan, Reader]
         cached=_cached_teacher(recipe, model, shard_set),
     )
     counts = token_counts(shard_set, model.template)
-    rows = shard_set.rows
     plan = Plan(
         collator.sizes(shard_set.clips, counts, model.encoder.window.padded, shard_set.replayed),
         dataset_id=shard_set.dataset_id, seed=data.seed,

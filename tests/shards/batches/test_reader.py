@@ -248,7 +248,7 @@ def replaying(
     def make(template: ChatTemplate, world_size: int, tasks: dict[str, float] | None = None) -> list[Reader]:
         both = ShardSet.open(shard_set.url, replay=[tmp_path / "plain"])
         collator, rows = collator_of(template, tasks or {"continue_tone": 1}), both.rows
-        sizes = collator.sizes(rows["num_samples"], token_counts(both, template), replayed=both.replayed)
+        sizes = collator.sizes(both.clips, token_counts(both, template), replayed=both.replayed)
         mixture = Mixture(rows["corpus"], both.corpora, {}, 1, both.replayed, 0.4)
         plan = Plan(sizes, seed=1, clips_per_step=8, micro_batches=4, dataset_id=both.dataset_id, mixture=mixture)
         return [Reader(both, plan, collator, rank=rank, world_size=world_size) for rank in range(world_size)]
