@@ -139,7 +139,7 @@ def test_replayed_clips_have_the_size_of_their_own_prompt(template: ChatTemplate
     samples = (SAMPLES[0], replace(SAMPLES[0], continuation=replace(SAMPLES[0].continuation, prompt="continue")))
     counts = np.array([count_tokens(template, s.utterance.text, s.continuation) for s in samples], TOKEN_COUNTS)
     make, lengths = collator(template, with_teacher), np.array([len(s.waveform) for s in samples])
-    sizes = make.sizes(lengths, counts, replayed=np.array([False, True]))
+    sizes = make.sizes((lengths, np.arange(2)), counts, replayed=np.array([False, True]))
     batches = [make([s], [t], 0, 0) for s, t in zip(samples, ("continue_tone", "continue"), strict=True)]
     assert sizes.tokens.tolist() == [len(batch.input_ids) for batch in batches]
     assert sizes.tokens[0] != sizes.tokens[1]
