@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from enum import IntEnum
 from pathlib import Path
 from pickle import UnpicklingError
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -195,10 +197,20 @@ def load(engine: DeepSpeedEngine, checkpoint: Path) -> None:
     """
     _refuse_code(checkpoint)
     try:
-        path, _ = engine.load_checkpoint(str(checkpoint), tag=TAG, load_module_strict=True)
+        with plainly_named(checkpoint) as folder:
+            path, _ = engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=True)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{checkpoint}: is not what DeepSpeed writes of this model ({error!r})") from error
     assert path is not None, checkpoint
+
+
+@contextmanager
+def plainly_named(folder: Path) -> Iterator[Path]:
+    """Another path to `folder`: DeepSpeed takes a path for a pattern, and a run folder may be called `a[1]`."""
+    with TemporaryDirectory() as place:
+        link = Path(place) / "checkpoint"
+        link.symlink_to(folder.absolute())
+        yield link
 
 
 def _refuse_code(checkpoint: Path) -> None:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from deepspeed.utils import set_z3_leaf_modules
 from torch import Tensor, nn
 
-from blsp import checkpoint, checkpoint_folder, zero
+from blsp import checkpoint, checkpoint_folder, elastic, zero
 from blsp.data_section import DataSection
 from blsp.losses import Losses
 from blsp.model import SpeechLM
@@ -249,10 +249,6 @@ def _resume(run: Run) -> None:
     if newest is None:
         return
     state = checkpoint_folder.read_state(newest)
-    if state.world_size != dist.get_world_size():
-        raise ValueError(
-            f"{newest} was written by {state.world_size} ranks, this job has {dist.get_world_size()}; start as many"
-        )
     refuse_other_weights(state.frozen, run.stage.model.frozen, str(newest))
     # Read as a recipe of today: a field that came later has its default on both sides.
     before, now = TrainRecipe.model_validate(state.recipe).model_dump(), run.recipe.model_dump()
@@ -267,9 +263,21 @@ def _resume(run: Run) -> None:
     if changes or state.plan_hash != run.plan.hash:
         what = "; ".join(changes) or f"the shard set {', '.join(run.recipe.data.shards)}"
         raise ValueError(f"{newest} belongs to another recipe ({what}); undo the change or choose another run folder")
-    checkpoint.load(run.engine, newest)
+    _load(run, newest, state)
     run.step = state.step
     if state.sums:
         run.sums = torch.tensor(state.sums, dtype=torch.float64)
     if dist.get_rank() == 0:
         print(f"going on from {newest}", flush=True)
+
+
+def _load(run: Run, newest: Path, state: checkpoint_folder.TrainingState) -> None:
+    """Weights and optimizer state. Written by another number of ranks, they are put together first: once, by rank 0."""
+    written = TrainRecipe.model_validate(state.recipe).engine.zero_stage
+    if written != run.recipe.engine.zero_stage:
+        raise ValueError(f"{newest} was written with engine.zero_stage = {written}; go on with the same")
+    # Without ZeRO every rank has everything, and one file holds it.
+    if state.world_size == dist.get_world_size() or not run.engine.zero_optimization():
+        checkpoint.load(run.engine, newest)
+    else:
+        elastic.load(run.engine, together(lambda: elastic.universal(newest)))

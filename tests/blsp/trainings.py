@@ -4,7 +4,8 @@ A job is {"recipe": {...}, "stop_in_step": int or null, "break_in": [step, micro
 or null}; a result is {"error": name or null, "message": str, "random": the state of every generator, hashed}.
 `stop_in_step` sends this process a SIGTERM while rank 0 reports that step: after the ranks have agreed about it.
 `break_in` ends the training as a crash would in the middle of a step. `plant` first puts code that would make that path
-into a file of the newest checkpoint.
+into a file of the newest checkpoint. What each rank heard in each step, fillers aside, is left in the run folder, in
+heard-<ranks>-<rank>.jsonl.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import pickle
 import random
 import signal
 import sys
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ from blsp import engine
 from blsp.checkpoint_folder import file_hash
 from blsp.engine import train
 from blsp.recipe import TrainRecipe
+from shards.batches.collate import Batch
+from shards.batches.reader import Reader
 
 
 class Payload:
@@ -82,11 +86,30 @@ def run(job: dict[str, Any]) -> dict[str, str | None]:
         if done == job["stop_in_step"]:
             os.kill(os.getpid(), signal.SIGTERM)
 
+    steps = Reader.steps
+
+    def heard(reader: Reader, start: int = 0) -> Iterator[tuple[int, list[Batch]]]:
+        with Path(job["recipe"]["run"], f"heard-{dist.get_world_size()}-{dist.get_rank()}.jsonl").open("a") as file:
+            for step, batches in steps(reader, start):
+                file.write(
+                    json.dumps(
+                        {
+                            "step": step,
+                            "ids": [clip for batch in batches if batch.row_weight.any() for clip in batch.ids],
+                        }
+                    )
+                    + "\n"
+                )
+                yield step, batches
+
     if job["plant"]:
         marker, file = job["plant"]
         plant(Path(job["recipe"]["run"]), Path(marker), file)
     try:
-        with breaking(*job["break_in"]) if job["break_in"] else nullcontext():
+        with (
+            mock.patch.object(Reader, "steps", heard),
+            breaking(*job["break_in"]) if job["break_in"] else nullcontext(),
+        ):
             train(TrainRecipe.model_validate(job["recipe"]), on_step)
     except (ValueError, FloatingPointError, KeyboardInterrupt) as error:
         return {"error": type(error).__name__, "message": str(error), "random": ""}

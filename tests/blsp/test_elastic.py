@@ -1,0 +1,161 @@
+"""Runs that two ranks begin, one goes on with and three end, beside runs that two ranks see through."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from blsp.checkpoint_folder import damage, newest_valid, read_state, write_manifest
+from blsp.elastic import universal
+from tests.blsp.test_engine import Recipe, World, job, trainings
+from tests.blsp.tiny import LORA, STAGE_2, make_encoder, make_shards, model_section
+from tests.blsp.trainings import Payload
+
+pytestmark = pytest.mark.slow
+
+STEPS = 6
+RATES = {"adapter": 1e-3, "classifier": 3e-3, "encoder": 1e-4, "lora": 2e-3}
+# ZeRO stage and dtype.
+KINDS = {"zero3": (3, "float32"), "zero2": (2, "float32"), "zero0": (0, "float32"), "bf16": (3, "bfloat16")}
+FLOAT32 = [kind for kind in KINDS if kind != "bf16"]
+
+
+@pytest.fixture(scope="module")
+def world(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
+    root = tmp_path_factory.mktemp("a[1]+(b)")
+    model = model_section(llm_folder, make_encoder(root / "encoder"), lora={**LORA, "dropout": 0.3})
+    shards = make_shards(root / "data", "continue_emotion", 24)
+    shared = {
+        "kind": "train",
+        "model": model.model_dump(mode="json"),
+        "stage": STAGE_2.model_dump(mode="json"),
+        "data": {"shards": str(shards), "clips_per_step": 6, "micro_batches": 3},
+        "optim": {"lr": RATES, "warmup_steps": 2, "steps": STEPS},
+        "engine": {"checkpoint_every_steps": 10, "log_every_steps": 1},
+    }  # fmt: skip
+    return World(root, shared)
+
+
+def recipe(world: World, kind: str, name: str) -> Recipe:
+    stage, dtype = KINDS[kind]
+    base = world.recipe(f"{name}_{kind}")
+    engine = {**base["engine"], "zero_stage": stage}
+    return {**base, "engine": engine, "model": {**base["model"], "dtype": dtype}}
+
+
+def passed(results: list[list[dict[str, Any]]], stopped: bool) -> None:
+    for result in (result for rank in results for result in rank):
+        assert result["error"] == ("Interrupted" if stopped else None), result
+
+
+@pytest.fixture(scope="module")
+def moved(world: World) -> dict[str, Path]:
+    """The newest checkpoint of each moved run as the one rank left it, with what the three made of it, by kind."""
+    straight = [job(recipe(world, kind, "straight")) for kind in ("zero3", "bf16")]
+    by_two = [job(recipe(world, kind, "moved"), stop_in_step=1) for kind in KINDS]
+    results = trainings(world, 2, straight + by_two)
+    passed([ran[: len(straight)] for ran in results], stopped=False)
+    passed([ran[len(straight) :] for ran in results], stopped=True)
+    passed(trainings(world, 1, [job(recipe(world, kind, "moved"), stop_in_step=3) for kind in KINDS]), stopped=True)
+    passed(trainings(world, 3, [job(recipe(world, kind, "moved")) for kind in KINDS]), stopped=False)
+    return {kind: world.root / f"moved_{kind}" / "checkpoints" / "step-000004" for kind in KINDS}
+
+
+@pytest.mark.usefixtures("moved")
+@pytest.mark.parametrize("kind", FLOAT32)
+def test_two_then_one_then_three_ranks_log_what_two_would_have(world: World, kind: str) -> None:
+    ours, theirs = world.log(f"moved_{kind}"), world.log("straight_zero3")
+    assert [line["step"] for line in ours] == list(range(1, STEPS + 1))
+    for one, other in zip(ours, theirs, strict=True):
+        if kind == "zero0":  # in float32 DeepSpeed clips without telling the norm
+            del one["grad_norm"], other["grad_norm"]
+        assert one == pytest.approx(other, rel=1e-5, abs=1e-7)
+
+
+def heard(world: World, name: str) -> dict[int, list[str]]:
+    """The clips of each step of a run, whichever rank heard them."""
+    clips: dict[int, list[str]] = {}
+    for path in (world.root / name).glob("heard-*.jsonl"):
+        for line in map(json.loads, path.read_text().splitlines()):
+            clips.setdefault(line["step"], []).extend(line["ids"])
+    return {step: sorted(clips[step]) for step in range(STEPS)}
+
+
+@pytest.mark.usefixtures("moved")
+def test_every_step_hears_the_clips_that_it_would_have_heard(world: World) -> None:
+    assert heard(world, "moved_zero3") == heard(world, "straight_zero3")
+
+
+@pytest.mark.usefixtures("moved")
+@pytest.mark.parametrize("kind", FLOAT32)
+def test_the_weights_end_where_two_ranks_would_have_left_them(world: World, kind: str) -> None:
+    ours, theirs = (
+        load_file(world.root / name / "export" / "model.safetensors") for name in (f"moved_{kind}", "straight_zero3")
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("moved")
+def test_in_bfloat16_the_losses_stay_as_close_as_its_rounding(world: World) -> None:
+    for one, other in zip(world.log("moved_bf16"), world.log("straight_bf16"), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=2e-2)
+        assert {key: one[key] for key in one if key.startswith("lr_")} == {
+            key: other[key] for key in other if key.startswith("lr_")
+        }
+
+
+def test_what_was_put_together_is_kept_with_its_checkpoint_and_is_none(moved: dict[str, Path]) -> None:
+    folder = moved["zero3"]
+    assert read_state(folder).world_size == 1
+    assert damage(folder / "universal") is None
+    assert not moved["zero0"].joinpath("universal").exists()  # every rank had everything
+    newest = newest_valid(folder.parent)
+    assert newest is not None
+    assert newest.name == f"step-{STEPS:06d}"
+
+
+def test_it_is_made_once_and_again_when_damaged(moved: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "step-000004"
+    shutil.copytree(moved["zero3"], folder)
+    said: list[str] = []
+    made = universal(folder, said.append)
+    assert not said
+    tensor = next((made / "zero" / "zero").glob("*/exp_avg.pt"))
+    before = tensor.read_bytes()
+    tensor.write_bytes(before[:-1])
+    assert universal(folder, said.append) == made
+    assert f"(zero/zero/{tensor.parent.name}/exp_avg.pt is not as it was written)" in said[0]
+    assert tensor.read_bytes() == before
+
+
+def test_code_in_the_checkpoint_is_refused_and_does_not_run(
+    moved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # as in every training
+    for pattern in ("*optim_states.pt", "*model_states.pt"):
+        folder = tmp_path / pattern[1:-3] / "step-000004"
+        shutil.copytree(moved["zero3"], folder, ignore=shutil.ignore_patterns("universal"))
+        torch.save({"optimizer_state_dict": Payload(tmp_path / "it_ran")}, next((folder / "zero").glob(pattern)))
+        with pytest.raises(ValueError, match=r"refused, because it names .*; nothing of it was run"):
+            universal(folder, lambda said: None)
+    assert not (tmp_path / "it_ran").exists()
+
+
+def test_code_in_what_was_put_together_is_refused_and_does_not_run(world: World, moved: dict[str, Path]) -> None:
+    told = recipe(world, "zero3", "planted")
+    shutil.copytree(moved["zero3"].parents[1], world.root / "planted_zero3")
+    shutil.rmtree(world.root / "planted_zero3" / "checkpoints" / f"step-{STEPS:06d}")
+    made = world.root / "planted_zero3" / "checkpoints" / "step-000004" / "universal"
+    torch.save(Payload(world.root / "it_ran"), next((made / "zero" / "zero").glob("*/fp32.pt")))
+    (made / "manifest.json").unlink()
+    write_manifest(made)
+    for (result,) in trainings(world, 2, [job(told)]):
+        assert result["error"] == "ValueError"
+        assert "refused, because it names" in result["message"]
+    assert not (world.root / "it_ran").exists()
