@@ -129,6 +129,12 @@ def make_shards(
         lines.append(json.dumps({"audio": f"{i:02d}.wav", "text": text, **label}))
     (root / "clips.jsonl").write_text("\n".join(lines))
     build_manifest("jsonl", root / "clips.jsonl", root / "manifest.jsonl")
+    return shards_of(root / "manifest.jsonl", prompt, llm, teacher)
+
+
+def shards_of(manifest: Path, prompt: str, llm: Path | None = None, teacher: TeacherSpec | None = None) -> Path:
+    """The shard set of a manifest, beside it."""
+    root = manifest.parent
     if llm is None:
         (root / "llm").mkdir()
         (root / "llm" / "config.json").write_text("{}")
@@ -142,7 +148,7 @@ def make_shards(
             yield write_task(store, task, clips, job.prompt, answer(writer, clips, job.prompt, job.teacher))
 
     job = ShardJob(
-        manifests=(root / "manifest.jsonl",), out=root / "shards", llm=str(llm or root / "llm"), prompt=prompt,
+        manifests=(manifest,), out=root / "shards", llm=str(llm or root / "llm"), prompt=prompt,
         clips_per_shard=8, cpu_actors=1, max_new_tokens=12, teacher=teacher,
     )  # fmt: skip
     with mock.patch.object(pipeline, "run_tasks", here):
