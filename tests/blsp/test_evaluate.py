@@ -27,7 +27,7 @@ from blsp.recipe import EvalRecipe, ModelSection
 from launcher import use
 from shards.manifest import write_manifest
 from shards.pipeline.writers import Request, TransformersWriter
-from shards.sample import EMOTIONS, Continuation, Utterance
+from shards.sample import EMOTIONS, Continuation, Message, Utterance
 
 TEXTS = ("Anna heard the phone message last night.", "The teacher saw the old house this morning.")
 
@@ -193,6 +193,10 @@ def test_a_test_set_without_labels_is_refused(llm_folder: Path, tmp_path: Path) 
     write_manifest(tmp_path / "test.jsonl", [Utterance(id="x", audio="x.wav", text="a b", corpus="c")])
     entry = {"type": "text", "name": "text", "llm": str(llm_folder)}
     with pytest.raises(ValueError, match="1 of 1 utterances have no emotion, first 'x'"):
+        evaluate(recipe(tmp_path / "test.jsonl", llm_folder, tmp_path / "eval", entry), silent_progress)
+    messages = (Message(role="user", text="c"), Message(role="assistant", text="d"))
+    write_manifest(tmp_path / "test.jsonl", [Utterance(id="x", audio="x", text="a", corpus="c", messages=messages)])
+    with pytest.raises(ValueError, match="1 of its lines are conversations, the first 'x'; systems are compared on"):
         evaluate(recipe(tmp_path / "test.jsonl", llm_folder, tmp_path / "eval", entry), silent_progress)
 
 

@@ -95,6 +95,7 @@ def test_the_resolved_recipe_reads_back_equal(recipe: dict[str, Any]) -> None:
         (STAGE1, "stage.losses.emotion", 1, "stage.losses.emotion", "add 'classifier'"),
         (STAGE1, "stage.train", ["adapter", "adapter"], "stage.train", "once"),
         (STAGE1, "stage.prompts", {"continue_tone": 1}, "stage.losses.kl", "use ce"),
+        (STAGE1, "stage.prompts", {"chat": 1}, "stage.losses.kl", "use ce"),
         (STAGE2, "stage.teacher", "cached", "stage.teacher", "add it to stage.losses, or remove teacher"),
         (changed(STAGE1, "stage.teacher", "cached"), "stage.kl_shift", "authors", "stage.kl_shift", "use 'next'"),
         (STAGE1, "model.lora", {}, "model.lora", "nothing trains it"),

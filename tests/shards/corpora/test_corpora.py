@@ -60,13 +60,15 @@ def test_a_bad_line_is_counted_and_the_next_is_read(tmp_path: Path) -> None:
         '{"audio": "b.wav", "text": "x"}',
         '{"text": "x"}',
         '{"audio": "a.wav", "text": "x", "age": 3}',
+        '{"audio": "a.wav", "text": "x", "messages": ['
+        '{"role": "user", "text": "y", "audio": "b.wav"}, {"role": "assistant", "text": "z"}]}',
         '{"audio": "a.wav", "text": "x"}',
     ]
     (tmp_path / "c.jsonl").write_text("\n".join(lines))
     items = list(jsonl.read(tmp_path / "c.jsonl"))
     assert isinstance(items[-1], Utterance)
     found = [(item.source.rpartition(":")[2], item.reason) for item in items if isinstance(item, Reject)]
-    reasons = ("bad_json", "unknown_emotion", "no_text", "missing_audio", "bad_json", "bad_json")
+    reasons = ("bad_json", "unknown_emotion", "no_text", "missing_audio", "bad_json", "bad_json", "missing_audio")
     assert found == [(str(line), reason) for line, reason in enumerate(reasons, start=1)]
 
 

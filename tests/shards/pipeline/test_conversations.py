@@ -7,7 +7,7 @@ import json
 import tarfile
 import zlib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from shards.pipeline.job import ShardJob, Summary, write_shards
 from shards.prompts import ChatTemplate
-from shards.sets.index import EARLIER_CLIP, INDEX_ROW, encode_array
+from shards.sets.index import EARLIER_CLIP, INDEX_ROW, Index, dataset_id, encode_array
 from shards.sets.remove import Selection, remove
 from shards.sets.shard_set import CorruptSample, Sample, ShardSet
 from shards.sets.tokens import token_counts
 from shards.sets.verify import verify
 from tests.shards.dialogues import FORMS, make_dialogues
-from tests.shards.sets.made import flip, make_overlay
+from tests.shards.sets.made import edit, flip, make_overlay
 
 NUM = 12
 Clips = list[list[NDArray[np.int16]]]
@@ -132,18 +132,49 @@ def test_an_index_that_is_not_of_its_records_is_found(talks: ShardSet) -> None:
     assert any("fails its checksum" in damage for damage in damages(store.url))
 
 
+def resign(shard_set: ShardSet, number: int, earlier: list[tuple[int, int]]) -> None:
+    """Other clips of conversations in the index of a shard, all else as if that had been written."""
+    store, shard = shard_set.shards[number]
+    rows = shard_set.rows[shard_set.rows["shard"] == number][list(INDEX_ROW.names or ())].astype(INDEX_ROW)
+    data = Index(rows, np.array(earlier, EARLIER_CLIP)).encode()
+    (Path(store.url) / shard.index).write_bytes(data)
+    shards = [replace(s, index_crc32=zlib.crc32(data)) if s == shard else s for _, s in shard_set.shards]
+    edit(Path(store.url), shards=[asdict(s) for s in shards], dataset_id=dataset_id(shards))
+
+
+def test_verify_compares_the_clips_of_index_and_record(talks: ShardSet) -> None:
+    clips = [(row, length) for row in range(4) for length in talks.record(row)[0].earlier_samples]
+    resign(talks, 0, clips)
+    assert damages(talks.url) == []
+    (row, length), *others = clips
+    resign(talks, 0, [(row, length + 1), *others])
+    assert [line.partition(f"row {row}: ")[2] for line in damages(talks.url)] == [
+        "record and index do not agree on the clips of messages"
+    ]
+
+
+def test_the_encoders_30_s_hold_for_a_clip_and_not_for_a_conversation(
+    job: ShardJob, make_shards: Callable[..., Summary], tmp_path: Path
+) -> None:
+    tone = (8000 * np.sin(np.arange(31 * 16000) / 20)).astype(np.int16)
+    lines = []
+    for name, seconds in (("long", 20), ("longer", 31)):
+        soundfile.write(tmp_path / f"{name}.wav", tone[: seconds * 16000], 16000)
+        heard = {"role": "user", "text": "So it goes.", "audio": f"{name}.wav"}
+        talk = {"id": name, "audio": "long.wav", "text": "And so on.", "corpus": "c", "emotion": "sad"}
+        lines.append(json.dumps({**talk, "messages": [heard, {"role": "assistant", "text": "Yes."}]}))
+    (tmp_path / "m.jsonl").write_text("\n".join(lines))
+    assert make_shards(replace(job, manifests=(tmp_path / "m.jsonl",))).rejected == {"too_long": 1}
+    assert [len(clip) for clip in ShardSet.open(job.out).read(0).clips] == [320000, 320000]
+
+
 @pytest.mark.parametrize(
     "earlier", [[(0, 0)], [(1, 10), (0, 10)], [(4, 10)], [(2, 2**31)], [(3, 5)] * 17, [(0, 2**31)] * 2]
 )
 def test_no_index_may_say_what_no_conversation_is(talks: ShardSet, earlier: list[tuple[int, int]]) -> None:
-    store, shard = talks.shards[0]
-    path = Path(store.url) / shard.index
-    rows = np.load(path)
-    path.write_bytes(encode_array(rows) + encode_array(np.array(earlier, EARLIER_CLIP)))
-    described = Path(store.url) / "dataset.json"
-    described.write_text(described.read_text().replace(str(shard.index_crc32), str(zlib.crc32(path.read_bytes()))))
+    resign(talks, 0, earlier)
     with pytest.raises(ValueError, match=r"earlier clips cannot be|not in the order of its rows"):
-        ShardSet.open(store.url)
+        ShardSet.open(talks.url)
 
 
 @pytest.mark.slow
