@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from blsp.qwen_tokenizer import RANKS, qwen_tokenizer
 from blsp.recipe import ModelSection, StageSection
 from blsp.released_config import LINEARS, AuthorsConfig, read_config
 from blsp.weight_files import StoredTensor, stored_tensors
+from cluster.files import new_folder
 from shards.pipeline.writers import model_fingerprint
 from shards.prompts import ChatTemplate
 from shards.sample import EMOTIONS
@@ -96,7 +96,7 @@ def import_authors(source: Path, out: Path, tokenizer: Path | None = None) -> Im
         for origin, tensor in zip(origins.values(), module.state_dict().values(), strict=True)
     }
     _refuse_unaccounted(source, wanted, stored)
-    with _new_folder(out) as folder:
+    with new_folder(out) as folder:
         has_tokenizer = _carry_tokenizer(tokenizer or source, folder / "llm", llm)
         if tokenizer is not None and not has_tokenizer:
             raise ValueError(f"{tokenizer}: no tokenizer files here; expected {RANKS} or tokenizer.json")
@@ -187,22 +187,6 @@ def _refuse_unaccounted(source: Path, wanted: dict[str, tuple[int, ...]], stored
 
 def _fill(module: nn.Module, origins: dict[str, _Source], stored: Mapping[str, StoredTensor]) -> None:
     module.load_state_dict({name: origin.read(stored) for name, origin in origins.items()}, assign=True)
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder under another name that becomes `out` when all of it is written."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out}: already there; choose another name or remove it first")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = out.parent / f".{out.name}.tmp"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    try:
-        yield folder
-        folder.replace(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _carry_tokenizer(source: Path, llm_folder: Path, llm: Qwen2ForCausalLM) -> bool:

@@ -216,7 +216,7 @@ def export(run: Run) -> None:
     if dist.get_rank() == 0:
         write_export(
             run.recipe.run / "export", weights, model=run.recipe.model, parts=parts, stage=run.recipe.stage,
-            frozen=model.frozen, steps=run.step, dataset_id=run.dataset_id,
+            frozen=model.frozen, history=model.history, corpora=run.corpora, steps=run.step, dataset_id=run.dataset_id,
         )  # fmt: skip
 
 

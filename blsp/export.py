@@ -24,9 +24,12 @@ def write_export(
     parts: list[str],
     stage: StageSection,
     frozen: dict[str, str],
+    history: list[dict[str, Any]] | None = None,
+    corpora: list[dict[str, Any]] | None = None,
     **more: Any,
 ) -> None:
-    """Write what `load_export` reads: weights by `part.name`, and what made them."""
+    """Write what `load_export` reads: weights by `part.name`, and what made them. `history` are the earlier stages,
+    `corpora` the clips of this one: {"corpus", "licence", "clips"} each."""
     write_atomically(folder / EXPORT_WEIGHTS, safetensors.torch.save(weights))
     content = {
         "model": json.loads(model.model_dump_json()),
@@ -34,9 +37,18 @@ def write_export(
         "stage": json.loads(stage.model_dump_json()),
         "frozen": frozen,
         "versions": versions(),
+        "history": history or [],
+        "corpora": corpora,
         **more,
     }
     write_atomically(folder / EXPORT_CONFIG, json.dumps(content, indent=1).encode())
+
+
+def stages(exported: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the stages up to this export say of themselves, the first one first: how it was trained, on which clips
+    under which licences (`corpora`, None where that was not recorded), with which versions."""
+    names = ("stage", "steps", "dataset_id", "corpora", "versions", "imported_from")
+    return [*exported.get("history", []), {name: exported.get(name) for name in names}]
 
 
 def export_config(folder: Path) -> dict[str, Any]:

@@ -6,7 +6,8 @@ on the left. n sequences, T positions, S speech tokens of a clip, H LLM width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,22 +79,28 @@ class Answering(nn.Module):
         embeddings: Tensor = self.llm.get_input_embeddings()(input_ids)
         return embeddings.masked_scatter(speech_mask[..., None], speech)
 
-    @torch.inference_mode()
-    def write(self, asked: Asked, speech: Tensor | None, settings: GenerationConfig, **more: Any) -> Tensor:
-        """The ids that the LLM writes after each sequence, [n, steps]: transformers' `generate` with its settings.
-        `speech` [sum S, H] stands at the marked positions; without it this is the text LLM, with LoRA closed."""
+    @contextmanager
+    def asked(self, asked: Asked, speech: Tensor | None) -> Iterator[Tensor]:
+        """The sequences as embeddings [n, T, H], with LoRA as it must be in passes over them. `speech` [sum S, H]
+        stands at the marked positions; without it this is the text LLM, with LoRA closed."""
         if speech is None:
-            embeddings = self.llm.get_input_embeddings()(asked.input_ids)
+            embeddings: Tensor = self.llm.get_input_embeddings()(asked.input_ids)
             self.gate.close()
         else:
             embeddings = self.embed(asked.input_ids, asked.speech_mask, speech)
             self.gate.open(asked.speech_mask)
-        self.llm.generation_config = settings
-        llm: Any = self.llm  # transformers' types leave `generate` out
         try:
-            ids: Tensor = llm.generate(inputs_embeds=embeddings, attention_mask=asked.attention_mask, **more)
+            yield embeddings
         finally:
             self.gate.close()
+
+    @torch.inference_mode()
+    def write(self, asked: Asked, speech: Tensor | None, settings: GenerationConfig, **more: Any) -> Tensor:
+        """The ids that the LLM writes after each sequence, [n, steps]: transformers' `generate` with its settings."""
+        self.llm.generation_config = settings
+        llm: Any = self.llm  # transformers' types leave `generate` out
+        with self.asked(asked, speech) as embeddings:
+            ids: Tensor = llm.generate(inputs_embeds=embeddings, attention_mask=asked.attention_mask, **more)
         return ids
 
     def generate(self, waveforms: list[NDArray[np.int16]], prompt: str, max_new_tokens: int) -> list[str]:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from blsp.adapter import make_adapter
 from blsp.encoder import Encoder, add_encoder_lora, load_encoder
-from blsp.export import EXPORT_WEIGHTS, export_config
+from blsp.export import EXPORT_WEIGHTS, export_config, stages
 from blsp.features import AudioWindow
 from blsp.generation import Answering
 from blsp.lora import LoraGate, add_lora
@@ -92,6 +92,7 @@ class SpeechLM(Answering):
         self.parts.requires_grad_(False)
         self.exported_parts: set[str] = set()
         self.frozen: dict[str, str] = {}
+        self.history: list[dict[str, Any]] = []  # the stages that trained what was loaded, first to last
 
     llm: PreTrainedModel
     encoder: Encoder
@@ -152,7 +153,16 @@ class SpeechLM(Answering):
                     f"{folder}: {part} does not fit this recipe's section model: {problems[0]}{more}; make the section "
                     "as it was there"
                 ) from error
-        self.exported_parts = set(exported["parts"])
+        self.exported_parts, self.history = set(exported["parts"]), stages(exported)
+
+    def use_template(self, template: ChatTemplate) -> None:
+        """Of a model whose weights came without a tokenizer beside."""
+        self._template = template
+
+    @property
+    def end_of_turn_id(self) -> int | None:
+        """The token that ends an answer; None where no tokenizer says it."""
+        return None if self._template is None else self._template.end_of_turn_id
 
     @property
     def template(self) -> ChatTemplate:
@@ -223,7 +233,7 @@ class SpeechLM(Answering):
         speech, lengths = self.parts["adapter"](encoded, lengths)
         heard = self._listen(batch, speech)
         # Without a template no token is known to end a turn.
-        end = -1 if self._template is None else self._template.end_of_turn_id
+        end = -1 if self.end_of_turn_id is None else self.end_of_turn_id
         weight, ends = batch.row_weight, batch.targets == end
         ce = kl = kl_t1 = torch.zeros_like(weight)
         if "ce" in stage.losses:

@@ -72,6 +72,7 @@ class Run:
     plan: Plan
     device: torch.device
     dataset_id: str
+    corpora: list[dict[str, Any]]
     total_steps: int
     on_step: OnStep
     saver: checkpoint.Saver
@@ -151,7 +152,8 @@ def prepare(recipe: TrainRecipe, device: torch.device, on_step: OnStep) -> Run:
             f"optim.warmup_steps = {recipe.optim.warmup_steps}, but the run has only {total} steps; warm up for fewer"
         )
     saver = checkpoint.Saver(engine, recipe.run / "checkpoints", recipe.engine.keep_checkpoints)
-    run = Run(recipe, engine, stage, reader, plan, device, shard_set.dataset_id, total, on_step, saver)
+    corpora = [{"corpus": name, "licence": licence, "clips": clips} for name, licence, clips in shard_set.licences]
+    run = Run(recipe, engine, stage, reader, plan, device, shard_set.dataset_id, corpora, total, on_step, saver)
     _resume(run)
     if rank == 0:
         write_atomically(recipe.run / "recipe.json", recipe.model_dump_json(indent=1).encode())

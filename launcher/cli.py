@@ -274,7 +274,9 @@ def report(
 
 @app.command()
 def chat(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a trained model.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run folder of a trained model, or what `blsp export` wrote.")
+    ],
     audio: Annotated[
         list[Path] | None, typer.Argument(metavar="[WAV]...", help="Spoken turns, one audio file each.")
     ] = None,
@@ -285,6 +287,23 @@ def chat(
     from launcher import use
 
     use.chat(run, audio or [])
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a finished training.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write. Never overwrites.")],
+    without_classifier: Annotated[bool, typer.Option("--without-classifier", help="Leave it out.")] = False,
+    merge_lora: Annotated[
+        bool, typer.Option("--merge-lora", help="Add LoRA of scope `all` to the LLM's weights; text alone gets it too.")
+    ] = False,
+) -> None:
+    """Write a finished run as one folder that Hugging Face transformers loads: safetensors, tokenizer and a model card
+    with the licences of all its data. `blsp chat` and `blsp eval` take it too.
+    """
+    from launcher import use
+
+    use.export(run, out, classifier=not without_classifier, merge=merge_lora)
 
 
 @app.command("quickstart")

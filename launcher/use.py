@@ -1,4 +1,4 @@
-"""The verbs `eval`, `report` and `chat`."""
+"""The verbs `eval`, `report`, `chat` and `export`."""
 
 from __future__ import annotations
 
@@ -54,14 +54,25 @@ def chat(run: Path, audio: list[Path]) -> None:
 
     turns = [(path, load_audio(path)) for path in audio]  # what cannot be heard is said before models are loaded
     silence_libraries()
-    from blsp.model import SpeechLM
+    from blsp.hf.convert import load_model
 
-    model, console = SpeechLM.load(run), Console()
+    model, console = load_model(run), Console()
     for path, waveform in turns:
         console.print(f"[bold]{escape(path.name)}[/bold]")
         _answer_speech(model, waveform, console)
     if not turns:
         _converse(model, console)
+
+
+def export(run: Path, out: Path, *, classifier: bool, merge: bool) -> None:
+    """Writes a finished run as one folder that transformers loads."""
+    silence_libraries()
+    from blsp.hf.convert import export_run
+
+    with on_ctrl_c(f"stopped before {out} was there; {BEGINS_ANEW}"):
+        export_run(run, out, classifier=classifier, merge=merge)
+    print(f"{out / 'README.md'}: what it is, how to load it, and what the licences of its data allow")
+    print(out)
 
 
 def _converse(model: SpeechLM, console: Console) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -25,6 +26,7 @@ SAMPLE_RATE = 16000
 MAX_DURATION_S = 30.0  # Whisper's window
 MIN_DURATION_S = 0.1
 SILENCE_PEAK = 1e-4  # of full scale, -80 dBFS
+_LOUDEST = 2.0  # resampling and mixing overshoot full scale a little; int16 kept as float is far beyond
 
 _SLACK_S = 0.05  # transcripts round the end of a span; more than this is a wrong span
 _MAX_CHANNELS = 32
@@ -149,8 +151,7 @@ def _load(
     _check_peak(float(np.abs(mono).max()), path)
     if rate != SAMPLE_RATE:
         mono = soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ")
-    samples: NDArray[np.int16] = np.clip(np.rint(mono * 32768.0), -32768, 32767).astype(np.int16)
-    return samples
+    return _to_int16(mono)
 
 
 def _span(
@@ -234,6 +235,35 @@ def is_own_flac(data: bytes) -> bool:
     except (soundfile.LibsndfileError, RuntimeError):
         return False
     return found == ("FLAC", "PCM_16", SAMPLE_RATE, 1)
+
+
+def samples_of(samples: NDArray[Any], rate: int | None) -> NDArray[np.int16]:
+    """A clip from memory, int16 or float in -1..1, as int16. Raises AudioError: `unreadable` for another rate than
+    16 kHz or another shape than [num_samples], `empty_audio`, `too_short` or `nan`."""
+    if rate != SAMPLE_RATE:
+        given = "no sampling_rate was given" if rate is None else f"the clip is at {rate} Hz"
+        raise AudioError("unreadable", f"{given}, and {SAMPLE_RATE} is needed; resample it, or give the path of a file")
+    if samples.ndim != 1 or (samples.dtype.kind != "f" and samples.dtype != np.int16):
+        found = f"{samples.dtype} {list(samples.shape)}"
+        raise AudioError("unreadable", f"the clip is {found}; give one channel of int16, or of float in -1..1")
+    if not len(samples):
+        raise AudioError("empty_audio", "the clip holds no samples")
+    if len(samples) < MIN_DURATION_S * SAMPLE_RATE:
+        seconds = len(samples) / SAMPLE_RATE
+        raise AudioError("too_short", f"the clip is {seconds:.3f} s long, which is shorter than {MIN_DURATION_S:g} s")
+    if samples.dtype == np.int16:
+        return samples
+    if not np.isfinite(samples).all():
+        raise AudioError("nan", "the clip holds samples that are not finite numbers")
+    peak = float(np.abs(samples).max())
+    if peak > _LOUDEST:
+        raise AudioError("unreadable", f"the clip's samples reach {peak:g}; float samples lie in -1..1, so divide them")
+    return _to_int16(samples)
+
+
+def _to_int16(samples: NDArray[Any]) -> NDArray[np.int16]:
+    rounded: NDArray[np.int16] = np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
+    return rounded
 
 
 def load_audio_bytes(data: bytes, name: str) -> NDArray[np.int16]:

@@ -22,6 +22,7 @@ from blsp import recipe as recipes
 from blsp.evaluate.asr import Recogniser, open_recogniser
 from blsp.export import EXPORT_CONFIG, export_config
 from blsp.features import AudioWindow, log_mel
+from blsp.hf.convert import is_transformers_folder, load_model
 from blsp.model import SpeechLM
 from shards.audio import load_audio
 from shards.manifest import read_manifest
@@ -177,6 +178,9 @@ class SpeechSystem:
 
 def prompts_learnt(run: Path) -> list[str]:
     """The prompts under which a run, or an earlier one that it starts from, was trained; as far as exports exist."""
+    if is_transformers_folder(run):
+        training = json.loads((run / EXPORT_CONFIG).read_text("utf-8")).get("training") or {}
+        return sorted({prompt for stage in training.get("stages", []) for prompt in stage["stage"]["prompts"]})
     learnt: set[str] = set()
     config: Path | None = run / "export" / EXPORT_CONFIG
     seen: set[Path] = set()
@@ -216,7 +220,8 @@ class Workshop:
             case recipes.LinearSystem():
                 read_labelled(spec.train)
             case recipes.SpeechSystem():
-                export_config(spec.run / "export")
+                if not is_transformers_folder(spec.run):
+                    export_config(spec.run / "export")
 
     def open(self, spec: recipes.System) -> System:
         """Raises ValueError or OSError when a folder or manifest that the system needs is missing or unfit."""
@@ -228,4 +233,4 @@ class Workshop:
             case recipes.LinearSystem():
                 return LinearSystem(spec.name, read_labelled(spec.train))
             case recipes.SpeechSystem():
-                return SpeechSystem(spec.name, SpeechLM.load(spec.run), self._max_new_tokens)
+                return SpeechSystem(spec.name, load_model(spec.run), self._max_new_tokens)

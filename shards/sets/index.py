@@ -115,6 +115,7 @@ class Description:
     audio_files: tuple[AudioFile, ...]
     teacher: TeacherSpec | None = None
     writers: tuple[str, ...] = ()
+    clips: tuple[tuple[str, str | None, int], ...] = ()  # corpus, licence, and how many under both
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,14 @@ def _parse(record: dict[str, Any]) -> Description:
     if not isinstance(writers, list) or not all(isinstance(writer, str) for writer in writers):
         raise ValueError("writers is no list of names")
     dataset = _typed(record, "dataset_id", str)
-    return Description(dataset, prompt, corpora, shards, files, teacher, tuple(writers))
+    clips = tuple(
+        (row["corpus"], _licence(row), _typed({"clips": 0, **row}, "clips", int)) for row in record["corpora"]
+    )
+    return Description(dataset, prompt, corpora, shards, files, teacher, tuple(writers), clips)
+
+
+def _licence(record: dict[str, Any]) -> str | None:
+    return None if record.get("licence") is None else _typed(record, "licence", str)
 
 
 def _teacher(record: Any) -> TeacherSpec | None:

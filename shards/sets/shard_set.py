@@ -80,9 +80,9 @@ class ShardSet:
     """The samples of one or more shard sets, read as one.
 
     `rows` are all indexes, end to end, with a column `shard`; `replayed` (bool [n]) says which of them are there to be
-    replayed. Of the others: `corpora` the name of each corpus with its hash in `rows`; `prompt` the one that the
-    continuations were written under, None when there are none; `teacher` what is kept of the LLM's predictions, None
-    for nothing. `writers` wrote the continuations.
+    replayed; `licences` the (corpus, licence, clips) of all. Of the others: `corpora` the name of each corpus
+    with its hash in `rows`; `prompt` the one that the continuations were written under, None when there are none;
+    `teacher` what is kept of the LLM's predictions, None for nothing. `writers` wrote the continuations.
     """
 
     def __init__(self, stores: Sequence[Store], descriptions: Sequence[Description], num_replayed: int = 0) -> None:
@@ -95,6 +95,7 @@ class ShardSet:
         self.prompt = descriptions[0].prompt
         self.teacher = descriptions[0].teacher
         self.writers = tuple(dict.fromkeys(writer for description in descriptions for writer in description.writers))
+        self.licences = tuple(row for about in descriptions for row in about.clips)
         self.corpora = {name: name_hash(name) for about in descriptions[:num_own] for name in about.corpora}
         self.shards: list[tuple[Store, Shard]] = []
         self._audio_files: list[StoredFile] = []

@@ -254,7 +254,7 @@ def test_chat_reads_what_is_no_path_and_goes_on_after_an_error(
     wav = manifest.parent / "s1-0-sad.wav"
     lines = iter(["missing.wav", f"'{wav}'", TEXTS[0], "Anna lost one.wav", ""])
     monkeypatch.setattr("rich.console.Console.input", lambda self, prompt: next(lines))
-    monkeypatch.setattr(SpeechLM, "load", lambda run: Parrot())
+    monkeypatch.setattr("blsp.hf.convert.load_model", lambda run: Parrot())
     use.chat(Path("run"), [])
     assert capsys.readouterr().out.splitlines()[-4:] == [
         "missing.wav: no such file", "heard 8000 samples", f"read [{TEXTS[0]}]", "read [Anna lost one.wav]",

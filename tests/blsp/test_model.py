@@ -276,7 +276,8 @@ def test_generation_leaves_the_gate_closed(model: SpeechLM) -> None:
 def export_of(model: SpeechLM, stage: StageSection, run: Path) -> Path:
     run.mkdir()
     recipe = SimpleNamespace(run=run, model=model.config, stage=stage)
-    export(SimpleNamespace(stage=Stage(model, stage), recipe=recipe, step=7, dataset_id="set"))
+    told = {"step": 7, "dataset_id": "set", "corpora": [], "saver": SimpleNamespace(still_owned=lambda: None)}
+    export(SimpleNamespace(stage=Stage(model, stage), recipe=recipe, **told))
     return run
 
 
