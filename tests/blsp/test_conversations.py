@@ -21,6 +21,7 @@ from tests.blsp.test_engine import World, job, plain_training, trainings
 from tests.blsp.tiny import CPU, LORA, clip, make_encoder, make_loud_llm, model_section, shards_of
 from tests.shards.dialogues import make_dialogues
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CLOSE = 1e-5
 LENGTHS = {"alone": [9000], "sws": [4800, 16000, 6400], "s": [1700, 30000], "ww": [8000]}
 REPLY = StageSection.model_validate(

@@ -168,13 +168,12 @@ def test_the_encoders_30_s_hold_for_a_clip_and_not_for_a_conversation(
     assert [len(clip) for clip in ShardSet.open(job.out).read(0).clips] == [320000, 320000]
 
 
-@pytest.mark.parametrize(
-    "earlier", [[(0, 0)], [(1, 10), (0, 10)], [(4, 10)], [(2, 2**31)], [(3, 5)] * 17, [(0, 2**31)] * 2]
-)
-def test_no_index_may_say_what_no_conversation_is(talks: ShardSet, earlier: list[tuple[int, int]]) -> None:
-    resign(talks, 0, earlier)
-    with pytest.raises(ValueError, match=r"earlier clips cannot be|not in the order of its rows"):
-        ShardSet.open(talks.url)
+def test_no_index_may_say_what_no_conversation_is(talks: ShardSet) -> None:
+    too_many, too_long = [(3, 5)] * 17, [(0, 2**31)] * 2
+    for earlier in ([(0, 0)], [(1, 10), (0, 10)], [(4, 10)], [(2, 2**31)], too_many, too_long):
+        resign(talks, 0, earlier)
+        with pytest.raises(ValueError, match=r"earlier clips cannot be|not in the order of its rows"):
+            ShardSet.open(talks.url)
 
 
 @pytest.mark.slow
