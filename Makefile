@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-fast check bench-data bench-train clean
+.PHONY: quickstart test test-fast check bench-data bench-train bench-train-loop clean
 
 quickstart: .venv/installed
 	$(BIN)/blsp quickstart
@@ -25,6 +25,11 @@ bench-data: .venv/bench-installed
 # Each saving of a training step beside the authors' way; on a GPU both stages at real size.
 bench-train: .venv/installed
 	$(BIN)/python -m tests.bench.train $(if $(OUT),--out $(OUT))
+
+# Checkpoints, and what the loop adds to DeepSpeed's own steps.
+bench-train-loop: .venv/installed
+	$(BIN)/python -m tests.bench.checkpoint
+	$(BIN)/python -m tests.bench.loop
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis quickstart

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class TrainingState:
     frozen: dict[str, str]
     sums: list[Any] = field(default_factory=list)  # what the next line of the log is the mean of, so far
     saved_at_s: float = 0.0  # Unix time
+    best: dict[str, Any] | None = None  # the best validation so far
 
 
 def checkpoint_name(step: int) -> str:
@@ -94,15 +96,26 @@ def num_bytes(folder: Path) -> int:
 
 
 def prune(folder: Path, step: int, keep: int) -> None:
-    """Delete what is older than the newest `keep` whole checkpoints up to the one just committed.
+    """Delete what is older than the newest `keep` whole checkpoints up to the one just committed, except that of the
+    best validation.
 
     Only whole ones count (by the sizes of their files), so the last one that can be loaded is never among the deleted.
     """
     known = [path for path in committed(folder) if path.name <= checkpoint_name(step)]
     kept = [path for path in known if damage(path, every_byte=False) is None][-keep:]
+    best = best_of(known)
     for old in known:
-        if kept and old < kept[0]:
+        if kept and old < kept[0] and old != best:
             remove(old)
+
+
+def best_of(checkpoints: list[Path]) -> Path | None:
+    """The one of these checkpoints whose step had the best validation, as the newest of them says."""
+    for checkpoint in reversed(checkpoints):
+        with suppress(OSError, ValueError, TypeError):  # a damaged one knows nothing
+            best = read_state(checkpoint).best
+            return None if best is None else checkpoint.parent / checkpoint_name(best["step"])
+    return None
 
 
 def remove(checkpoint: Path) -> None:

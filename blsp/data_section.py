@@ -1,9 +1,10 @@
-"""The section `data` of a recipe: which clips, how often, dealt how, and what one micro-batch may hold."""
+"""The sections `data` and `validation` of a recipe: which clips, how often, dealt how, what one micro-batch may hold;
+and which are held out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -69,3 +70,19 @@ class DataSection(Section):
     augment: AugmentSection | None = Field(None, description="light changes of the waveform; null for none")
     num_workers: NonNegativeInt = Field(0, description="reader processes per rank; 0 reads in the training process")
     seed: NonNegativeInt = Field(1, le=2**63 - 1, description="fixes the order of clips, dropout and new weights")
+
+
+class ValidationSection(Section):
+    """Clips that nothing is learnt from, and what follows from how well they are understood."""
+
+    shards: Annotated[NonEmpty[Location], BeforeValidator(_as_list)] = Field(
+        description="shard set of held-out clips, written as those of data.shards, or a list of sets"
+    )
+    clips: PositiveInt | None = Field(500, description="how many of them, the same ones every time; null for all")
+    every_steps: PositiveInt = Field(description="how often; also at the end")
+    best: Literal["loss", "ce", "kl", "kl_t1", "emotion", "emotion_accuracy", "emotion_ua"] = Field(
+        "loss", description="the figure by which the best checkpoint is chosen, which is always kept"
+    )
+    patience: PositiveInt | None = Field(
+        None, description="end the training after so many validations in a row without a better one; null for never"
+    )

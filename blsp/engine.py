@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import fields
+from dataclasses import asdict
 from types import FrameType
 
 import deepspeed
@@ -24,12 +24,12 @@ from torch import Tensor
 from blsp import zero
 from blsp.checkpoint_folder import TrainingState
 from blsp.export import write_export
-from blsp.losses import Losses
-from blsp.recipe import StageSection, TrainRecipe
+from blsp.norms import gradient_norms, update_ratios, whole_norm
+from blsp.recipe import TrainRecipe
 from blsp.run import OnStep, Run, join, prepare, together
+from blsp.scalars import grouped, means, means_by_corpus
 from blsp.schedule import learning_rate_factor
 from cluster.owner import Owner, owned
-from shards.audio import SAMPLE_RATE
 from shards.batches.collate import Batch
 
 
@@ -69,27 +69,27 @@ def train(recipe: TrainRecipe, on_step: OnStep = lambda done, total, note: None)
 
 def fit(run: Run) -> None:
     """The loop: load, forward and backward, agree, step, log, save, stop."""
-    last_s, audio_s, num_tokens = time.monotonic(), 0.0, 0
-    for step, batches in run.reader.steps(run.step):
-        if step >= run.total_steps:
+    for step, batches in run.meter.steps(run.reader.steps(run.step)):
+        if step >= run.total_steps or _is_over(run):
             break
-        losses = torch.stack([_backward(run, step, index, batch) for index, batch in enumerate(batches)]).sum(0)
+        losses = by_corpus(run, batches, [backward(run, step, index, batch) for index, batch in enumerate(batches)])
+        run.meter.reached()
         agreed, stop = _agree(run, losses)
         _refuse_non_finite(run, step, agreed, batches)
-        for group in run.engine.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * _lr_factor(run, step)
+        set_rates(run)
+        log = _is_due(run, run.recipe.engine.log_every_steps, step + 1)
+        norms = gradient_norms(run.engine, run.groups) if log else {}
         run.engine.step()
         run.step, run.sums = step + 1, run.sums + agreed
         _refuse_non_finite_gradient(run)
-        audio_s += sum(int(batch.num_samples.sum()) for batch in batches) / SAMPLE_RATE
-        num_tokens += sum(len(batch.input_ids) for batch in batches)
-        if run.step % run.recipe.engine.log_every_steps == 0 or run.step == run.total_steps:
-            now_s = time.monotonic()
-            _log(run, now_s - last_s, audio_s, num_tokens)
-            last_s, audio_s, num_tokens = now_s, 0.0, 0
-        last = run.step == run.total_steps
-        if run.step % run.recipe.engine.checkpoint_every_steps == 0 or last or stop:
-            save(run)
+        run.meter.finished(batches)
+        if log:
+            _log(run, norms)
+        improved = _validate(run)
+        last = run.step == run.total_steps or _is_over(run)
+        if _is_due(run, run.recipe.engine.checkpoint_every_steps, run.step) or improved or last or stop:
+            with run.meter.aside("checkpoint"):
+                save(run)
         if stop or last:
             run.saver.finish()
         if stop and not last:
@@ -97,18 +97,25 @@ def fit(run: Run) -> None:
             raise Interrupted(f"stopped by {signal.Signals(stop).name}: {where}")
 
 
-def _backward(run: Run, step: int, index: int, batch: Batch) -> Tensor:
-    """Forward and backward of one micro-batch; the optimizer moves only after all of them. Returns detached sums."""
+def backward(run: Run, step: int, index: int, batch: Batch) -> Tensor:
+    """Forward and backward of one micro-batch; the optimizer moves only after all of them. Returns the table of its
+    losses."""
     world, accumulation = dist.get_world_size(), run.engine.gradient_accumulation_steps()
     # Dropout depends on the seed, the step and the micro-batch, never on which rank runs it or on what came before.
     torch.manual_seed(dropout_seed(run.recipe.data.seed, step, dist.get_rank() + index * world))
-    total, sums = run.engine(batch.to(run.device))
+    table: Tensor
+    total, table = run.engine(batch.to(run.device))
     # DeepSpeed divides by the accumulation steps and averages over ranks; the planned counts have divided already.
     run.engine.backward(total * (accumulation * world))
     if index + 1 < accumulation:
         run.engine.step()
-    on_cpu: Tensor = sums.cpu()
-    return on_cpu
+    return table
+
+
+def by_corpus(run: Run, batches: list[Batch], tables: list[Tensor]) -> Tensor:
+    """Sums [C, K] of this rank's micro-batches of a step, by corpus; a filler's are 0."""
+    corpora = [run.corpus_names.index(name) if name else 0 for batch in batches for name in batch.corpora]
+    return grouped(torch.cat(tables), corpora, len(run.corpus_names))
 
 
 def dropout_seed(seed: int, step: int, micro_batch: int) -> int:
@@ -124,12 +131,12 @@ def _agree(run: Run, losses: Tensor) -> tuple[Tensor, int]:
     """
     told = torch.zeros(2, dist.get_world_size(), dtype=torch.float64)
     told[:, dist.get_rank()] = torch.tensor([run.signal_here, run.saver.report()])
-    vector = torch.cat([losses, told.flatten()]).to(run.device)
+    vector = torch.cat([losses.flatten(), told.flatten().to(run.device)])
     dist.all_reduce(vector)
     vector = vector.cpu()
-    signals, reports = vector[len(losses) :].long().view_as(told).tolist()
+    signals, reports = vector[losses.numel() :].long().view_as(told).tolist()
     run.saver.hear(reports)
-    return vector[: len(losses)], max(signals)
+    return vector[: losses.numel()].view_as(losses), max(signals)
 
 
 def _refuse_non_finite(run: Run, step: int, agreed: Tensor, batches: list[Batch]) -> None:
@@ -150,45 +157,55 @@ def _refuse_non_finite_gradient(run: Run) -> None:
         )
 
 
-def _lr_factor(run: Run, step: int) -> float:
+def _is_due(run: Run, every_steps: int, step: int) -> bool:
+    return step % every_steps == 0 or step == run.total_steps
+
+
+def set_rates(run: Run) -> None:
+    """Learning rates of the step to come."""
     optim = run.recipe.optim
-    return learning_rate_factor(step, run.total_steps, optim.warmup_steps, optim.schedule)
+    factor = learning_rate_factor(run.step, run.total_steps, optim.warmup_steps, optim.schedule)
+    for group in run.engine.optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
 
 
-def _means(stage: StageSection, sums: Tensor) -> dict[str, float]:
-    """What is logged of a stage's losses, from the sums over all steps since the last line."""
-    total = {f.name: float(value) for f, value in zip(fields(Losses), sums, strict=True)}
-    rows, ends, labelled = (max(1.0, total[name]) for name in ("num_rows", "num_end", "num_labelled"))
-    means = {"ce": total["ce_sum"] / rows, "kl": total["kl_sum"] / rows, "emotion": total["emotion_sum"] / labelled}
-    scalars: dict[str, float] = {name: means[name] for name in stage.losses}
-    scalars["loss"] = sum(weight * means[name] for name, weight in stage.losses.items())
-    if "kl" in stage.losses:
-        scalars["kl_t1"] = total["kl_t1_sum"] / rows
-    if total["num_end"]:
-        scalars |= {f"{name}_end": total[f"{name}_end_sum"] / ends for name in ("ce", "kl") if name in stage.losses}
-    if "emotion" in stage.losses:
-        scalars["emotion_accuracy"] = total["num_correct"] / labelled
-    return scalars
-
-
-def _log(run: Run, seconds: float, audio_s: float, num_tokens: int) -> None:
-    scalars = _means(run.recipe.stage, run.sums)
-    scalars["grad_norm"] = float(run.engine.get_global_grad_norm() or 0.0)
+def _log(run: Run, norms: dict[str, float]) -> None:
+    stage = run.recipe.stage
+    scalars = means(stage, run.sums.sum(0)) | means_by_corpus(stage, run.sums, run.corpus_names)
+    scalars["grad_norm"] = whole_norm(run.engine, norms)
     for group in run.engine.optimizer.param_groups:
         scalars[f"lr_{group['name']}"] = group["lr"]
-    world = dist.get_world_size()
-    scalars["tokens_per_s"] = num_tokens * world / seconds
-    scalars["audio_h_per_h"] = audio_s * world / seconds
+    scalars |= norms | update_ratios(run.engine, run.groups, run.step) | run.meter.scalars()
     if run.tracker is not None:
         run.tracker.log(run.step, scalars)
         run.on_step(run.step, run.total_steps, f"loss {scalars['loss']:.3f}")
     run.sums = torch.zeros_like(run.sums)
 
 
+def _validate(run: Run) -> bool:
+    """Measure the held-out clips when it is time to; whether they were never understood better. Every rank calls it."""
+    validation = run.validation
+    if validation is None or not _is_due(run, validation.section.every_steps, run.step):
+        return False
+    with run.meter.aside("validation"):
+        sums = validation.measure(run.engine, run.stage.model, run.device)
+    scalars = validation.scalars(run.recipe.stage, sums)
+    run.best = validation.better(run.best, scalars[validation.section.best], run.step)
+    if run.tracker is not None:
+        run.tracker.log(run.step, {f"validation/{name}": value for name, value in scalars.items()})
+    return run.best.step == run.step
+
+
+def _is_over(run: Run) -> bool:
+    """Whether nothing has got better for as long as the recipe has patience."""
+    return run.validation is not None and run.validation.out_of_patience(run.best)
+
+
 def save(run: Run) -> None:
     """Begin a checkpoint of this step; every rank calls it."""
     recipe = json.loads(run.recipe.model_dump_json())
     frozen = run.stage.model.frozen
+    best = None if run.best is None else asdict(run.best)
     run.saver.save(
         TrainingState(
             run.step,
@@ -198,6 +215,7 @@ def save(run: Run) -> None:
             frozen,
             sums=run.sums.tolist(),
             saved_at_s=time.time(),
+            best=best,
         )
     )
 

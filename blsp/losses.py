@@ -1,4 +1,4 @@
-"""The three losses: row by row, then as sums, which the engine divides by the step's planned counts.
+"""The three losses: row by row, then as sums of each sample, which the engine divides by the step's planned counts.
 
 R response rows, D hidden width, V vocabulary. Logits exist only for the rows that a loss needs and only one chunk at
 a time, forward and backward: `lm_head` runs inside a checkpoint. Everything after the logits is in float32.
@@ -14,13 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from shards.sample import EMOTIONS
+
 _ROWS_PER_CHUNK = 512
 _NO_LOGIT = -1e30
 
 
 @dataclass
 class Losses:
-    """Sums over one micro-batch, and the counts they belong to. `total` is what is differentiated.
+    """What one micro-batch of m samples says. `total` is what is differentiated; all else is [m] and float64: sums
+    over the rows of each sample, and the counts they belong to.
 
     `end` is the position that predicts the end of the turn, one in each finished response: knowing when to stop is
     learnt there alone, and the mean over all rows would hide it.
@@ -35,12 +38,24 @@ class Losses:
     kl_end_sum: Tensor
     num_end: Tensor
     emotion_sum: Tensor
-    num_correct: Tensor
     num_labelled: Tensor
+    num_correct: Tensor
+    said: Tensor  # [m, 5]; 1 for the emotion that the classifier names, of a clip with a label
 
-    def detached(self) -> Tensor:
-        """All fields as one float64 vector, in declaration order."""
-        return torch.stack([getattr(self, field.name).detach().double() for field in fields(self)])
+    def table(self) -> Tensor:
+        """float64 [m, len(COLUMNS)]: what is known of each sample, without a gradient."""
+        columns = [getattr(self, field.name) for field in fields(self)[1:-1]]
+        return torch.cat([torch.stack(columns, 1), self.said], 1).detach()
+
+
+COLUMNS = (*(field.name for field in fields(Losses)[1:-1]), *(f"said_{emotion}" for emotion in EMOTIONS))
+
+
+def by_sample(rows: Tensor, row_sample: Tensor, count: int) -> Tensor:
+    """float64 [D, m]: values [D, R] of rows, summed over those of each of `count` samples. A product, whose order of
+    adding is the same every time: CUDA's `index_add` has none."""
+    member = row_sample[:, None] == torch.arange(count, device=rows.device)
+    return rows.double() @ member.double()
 
 
 def _chunked(function: Callable[..., tuple[Tensor, ...]], head: nn.Module, *rows: Tensor) -> tuple[Tensor, ...]:
@@ -118,9 +133,9 @@ def _kl(student: Tensor, teacher: Tensor) -> Tensor:
     return functional.kl_div(student_log, teacher_log, log_target=True, reduction="none").sum(-1)
 
 
-def emotion_ce(logits: Tensor, emotion: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of -log p(emotion), correct clips, labelled clips. logits [n, 5]; emotion [n], -100 for none."""
-    labelled = emotion >= 0
-    loss = functional.cross_entropy(logits.float(), emotion, ignore_index=-100, reduction="sum")
-    correct = ((logits.argmax(-1) == emotion) & labelled).sum()
-    return loss, correct, labelled.sum()
+def emotion_ce(logits: Tensor, emotion: Tensor) -> tuple[Tensor, Tensor]:
+    """-log p(emotion) [n], and the likeliest emotion as one-hot rows [n, 5]; both 0 without a label. logits [n, 5];
+    emotion [n], -100 for none."""
+    loss = functional.cross_entropy(logits.float(), emotion, ignore_index=-100, reduction="none")
+    said = functional.one_hot(logits.argmax(-1), logits.shape[1])
+    return loss, said * (emotion >= 0)[:, None]

@@ -21,7 +21,7 @@ from blsp.export import EXPORT_WEIGHTS, export_config, stages
 from blsp.features import AudioWindow
 from blsp.generation import Answering
 from blsp.lora import LoraGate, add_lora
-from blsp.losses import Losses, cached_kl, continuation_ce, continuation_kl, emotion_ce
+from blsp.losses import Losses, by_sample, cached_kl, continuation_ce, continuation_kl, emotion_ce
 from blsp.packing import attention_implementation, bounds
 from blsp.pretrained import load_whole
 from blsp.provenance import frozen_weights, refuse_other_weights
@@ -247,19 +247,24 @@ class SpeechLM(Answering):
                 compared = cached_kl(head, student, *cached, stage.kl_temperature)
             kl, kl_t1 = (weight * rows for rows in compared)
             kl = kl * stage.kl_temperature**2 if stage.kl_t2 else kl
-        emotion, correct, labelled = weight.new_zeros(3)
+        emotion, said = weight.new_zeros(len(batch.emotion)), weight.new_zeros(len(batch.emotion), len(EMOTIONS))
         if "emotion" in stage.losses:
-            emotion, correct, labelled = emotion_ce(self.emotion_logits(speech, lengths), batch.emotion)
+            emotion, said = emotion_ce(self.emotion_logits(speech, lengths), batch.emotion)
         total = (
             (stage.losses.get("ce", 0.0) * ce.sum() + stage.losses.get("kl", 0.0) * kl.sum())
             / max(1, batch.step_response_tokens)
-            + stage.losses.get("emotion", 0.0) * emotion / max(1, batch.step_labelled)
+            + stage.losses.get("emotion", 0.0) * emotion.sum() / max(1, batch.step_labelled)
         )  # fmt: skip
         kl_ends = torch.isin(batch.rows + shift, batch.rows[ends])
+        rows = torch.stack([ce, kl, kl_t1, weight, ce * ends, kl * kl_ends, weight * ends])
+        names = ("ce_sum", "kl_sum", "kl_t1_sum", "num_rows", "ce_end_sum", "kl_end_sum", "num_end")
+        sums = dict(zip(names, by_sample(rows, batch.row_sample, len(batch.ids)), strict=True))
+        last = batch.last_clip  # the one that may have a label
+        labelled = (batch.emotion[last] >= 0).double() * ("emotion" in stage.losses)
+        correct = said[last].gather(1, batch.emotion[last].clamp(min=0)[:, None])[:, 0]
         return Losses(
-            total=total, ce_sum=ce.sum(), kl_sum=kl.sum(), kl_t1_sum=kl_t1.sum(), num_rows=weight.sum(),
-            ce_end_sum=(ce * ends).sum(), kl_end_sum=(kl * kl_ends).sum(), num_end=(weight * ends).sum(),
-            emotion_sum=emotion, num_correct=correct, num_labelled=labelled,
+            total=total, **sums, emotion_sum=emotion[last].double(), num_labelled=labelled,
+            num_correct=correct.double(), said=said[last].double(),
         )  # fmt: skip
 
     @torch.inference_mode()

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, NonNegativeInt, PositiveFloat, PositiveInt, Tag
 
-from blsp.data_section import DataSection
+from blsp.data_section import DataSection, ValidationSection
 from blsp.section import FilePath, Listed, Location, NonEmpty, Pair, Problem, Section, Text
 from shards.prompts import SAME_PROMPT
 
@@ -225,8 +225,13 @@ class TrainRecipe(Section):
     data: DataSection
     optim: OptimSection
     engine: EngineSection
+    validation: ValidationSection | None = Field(None, description="held-out clips to be measured on; null for none")
 
     def problems(self) -> Iterator[Problem]:
+        if self.validation is not None:
+            of = "emotion" if self.validation.best.startswith("emotion") else self.validation.best.removesuffix("_t1")
+            if of not in ("loss", *self.stage.losses):
+                yield ("validation", "best"), f"{self.validation.best!r} needs the loss {of}; add it, or choose loss"
         for module in self.stage.train:
             if module not in self.optim.lr:
                 yield ("optim", "lr"), f"has no rate for {module!r}, which stage.train names; add optim.lr.{module}"

@@ -315,7 +315,9 @@ def _loss_figure(run: Path) -> str:
     path = run / "log.jsonl"
     if not path.exists():
         raise ValueError(f"{run} holds no log.jsonl, so it is not the folder of a training run; leave it out")
-    by_step = {record["step"]: record for record in _read_lines(path)}  # steps repeated after a resume: the last counts
+    by_step: dict[int, Json] = {}
+    for record in _read_lines(path):  # of a step repeated after a resume the last counts; a validation adds its own
+        by_step[record["step"]] = {**by_step.get(record["step"], {}), **record}
     steps = sorted(by_step)
     series = {
         name: _thinned([(step, by_step[step][name]) for step in steps if by_step[step].get(name, 0) > 0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,14 @@ from torch import Tensor, nn
 
 from blsp import checkpoint, checkpoint_folder, elastic, zero
 from blsp.data_section import DataSection
-from blsp.losses import Losses
+from blsp.flops import Flops
+from blsp.losses import COLUMNS, Losses
+from blsp.meter import Meter
 from blsp.model import SpeechLM
 from blsp.provenance import refuse_other_weights
 from blsp.recipe import StageSection, TrainRecipe
 from blsp.tracking import Tracker
+from blsp.validate import Best, Validation
 from cluster.files import write_atomically
 from cluster.ports import free_port
 from shards.audio import SAMPLE_RATE
@@ -56,9 +59,9 @@ class Stage(nn.Module):
     model: SpeechLM
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What is differentiated over one micro-batch, and all fields of its `Losses` as a vector."""
+        """What is differentiated over one micro-batch, and the table of its `Losses`."""
         losses: Losses = self.model(batch, self.section)
-        return losses.total, losses.detached()
+        return losses.total, losses.table()
 
 
 @dataclass
@@ -73,13 +76,23 @@ class Run:
     device: torch.device
     dataset_id: str
     corpora: list[dict[str, Any]]
+    corpus_names: list[str]
     total_steps: int
     on_step: OnStep
     saver: checkpoint.Saver
+    meter: Meter
+    validation: Validation | None = None
     tracker: Tracker | None = None
     step: int = 0
     signal_here: int = 0  # set by the handler at any time; only what all ranks agreed on is acted upon
-    sums: Tensor = field(default_factory=lambda: torch.zeros(len(fields(Losses)), dtype=torch.float64))
+    best: Best | None = None
+    sums: Tensor = field(init=False)  # [C, K], over the steps since the last line of the log
+
+    def __post_init__(self) -> None:
+        self.groups: dict[str, list[nn.Parameter]] = {
+            str(name): list(self.stage.parts[name].parameters()) for name in self.recipe.optim.lr
+        }
+        self.sums = torch.zeros(len(self.corpus_names), len(COLUMNS), dtype=torch.float64)
 
     @property
     def checkpoints(self) -> Path:
@@ -133,6 +146,8 @@ def prepare(recipe: TrainRecipe, device: torch.device, on_step: OnStep) -> Run:
     _checkpoint_activations(model, recipe.engine.gradient_checkpointing)
     stage = Stage(model, recipe.stage)
     shard_set, plan, reader = _data(recipe, model)
+    validation = _validation(recipe, model, shard_set)
+    meter = Meter(Flops(model, recipe.stage), device)  # before DeepSpeed takes the weights apart
     groups = [
         {"name": name, "params": list(stage.parts[name].parameters()), "lr": lr, "peak_lr": lr}
         for name, lr in recipe.optim.lr.items()
@@ -153,7 +168,10 @@ def prepare(recipe: TrainRecipe, device: torch.device, on_step: OnStep) -> Run:
         )
     saver = checkpoint.Saver(engine, recipe.run / "checkpoints", recipe.engine.keep_checkpoints)
     corpora = [{"corpus": name, "licence": licence, "clips": clips} for name, licence, clips in shard_set.licences]
-    run = Run(recipe, engine, stage, reader, plan, device, shard_set.dataset_id, corpora, total, on_step, saver)
+    run = Run(
+        recipe, engine, stage, reader, plan, device, shard_set.dataset_id, corpora, shard_set.all_corpora, total,
+        on_step, saver, meter, validation,
+    )  # fmt: skip
     _resume(run)
     if rank == 0:
         write_atomically(recipe.run / "recipe.json", recipe.model_dump_json(indent=1).encode())
@@ -169,13 +187,7 @@ def _data(recipe: TrainRecipe, model: SpeechLM) -> tuple[ShardSet, Plan, Reader]
     _refuse_long_clips(model, shard_set)
     # Rank 0 first: it leaves the counts for the others.
     together(lambda: token_counts(shard_set, model.template))
-    collator = Collator(
-        model.template,
-        model.num_speech_tokens,
-        tasks={str(name): share for name, share in recipe.stage.prompts.items()},
-        with_teacher="kl" in recipe.stage.losses and recipe.stage.teacher == "live",
-        cached=_cached_teacher(recipe, model, shard_set),
-    )
+    collator = _collator(recipe, model, shard_set)
     counts = token_counts(shard_set, model.template)
     plan = Plan(
         collator.sizes(shard_set.clips, counts, model.encoder.window.padded, shard_set.replayed),
@@ -203,6 +215,25 @@ def _mixture(data: DataSection, shard_set: ShardSet) -> Mixture | None:
         return None
     replay = (shard_set.replayed, data.replay.share) if data.replay else ()
     return Mixture(shard_set.rows["corpus"], shard_set.corpora, data.mixture, data.seed, *replay)
+
+
+def _validation(recipe: TrainRecipe, model: SpeechLM, trained: ShardSet) -> Validation | None:
+    if recipe.validation is None:
+        return None
+    shard_set = ShardSet.open(*recipe.validation.shards)
+    _refuse_long_clips(model, shard_set)
+    together(lambda: token_counts(shard_set, model.template))
+    return Validation(recipe, model, _collator(recipe, model, shard_set), shard_set, trained)
+
+
+def _collator(recipe: TrainRecipe, model: SpeechLM, shard_set: ShardSet) -> Collator:
+    return Collator(
+        model.template,
+        model.num_speech_tokens,
+        tasks={str(name): share for name, share in recipe.stage.prompts.items()},
+        with_teacher="kl" in recipe.stage.losses and recipe.stage.teacher == "live",
+        cached=_cached_teacher(recipe, model, shard_set),
+    )
 
 
 def _cached_teacher(recipe: TrainRecipe, model: SpeechLM, shard_set: ShardSet) -> CachedTeacher | None:
@@ -267,6 +298,7 @@ def _resume(run: Run) -> None:
         raise ValueError(f"{newest} belongs to another recipe ({what}); undo the change or choose another run folder")
     _load(run, newest, state)
     run.step = state.step
+    run.best = None if state.best is None else Best(**state.best)
     if state.sums:
         run.sums = torch.tensor(state.sums, dtype=torch.float64)
     if dist.get_rank() == 0:

@@ -1,37 +1,113 @@
-"""What a run tells: every logged scalar as a line of `log.jsonl` and in TensorBoard. Rank 0 only."""
+"""What a run tells: every logged scalar as a line of `log.jsonl` and in TensorBoard. Rank 0 only.
+
+A thread writes, so a disk that hangs does not hold up training; one that fails, or is full, ends the log with a warning
+and not the training.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TextIO
 
 from torch.utils.tensorboard import SummaryWriter
+
+_MOST_WAITING = 1000
+_PATIENCE_S = 20.0  # for what is still to be written at the end
+
+Write = Callable[[SummaryWriter], None]
 
 
 class Tracker:
     """Opens a run's log at `start_step`: what a broken-off run logged after its last checkpoint is dropped."""
 
-    def __init__(self, run: Path, start_step: int) -> None:
-        self._path = run / "log.jsonl"
-        kept = [line for line in self._lines() if json.loads(line)["step"] <= start_step]
-        self._path.write_text("".join(kept))
-        self._file = self._path.open("a", buffering=1)
-        self._writer = SummaryWriter(run / "tensorboard", purge_step=start_step + 1)
-
-    def _lines(self) -> list[str]:
-        if not self._path.exists():
-            return []
-        # A run that was killed may have left half a line.
-        return [line for line in self._path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+    def __init__(self, run: Path, start_step: int, warn: Callable[[str], object] = print) -> None:
+        """`warn` is told at most one sentence. Raises nothing: a run goes on without a log."""
+        self._run, self._warn, self._warned = run, warn, False
+        self._waiting: queue.Queue[tuple[dict[str, Any] | None, Write | None] | None] = queue.Queue(_MOST_WAITING)
+        self._first_start_s, self._useful_s = time.time(), 0.0
+        try:
+            self._first_start_s = _note_launch(run / "launches.jsonl", start_step)
+            file, self._useful_s = _open_log(run / "log.jsonl", start_step)
+            writer = SummaryWriter(run / "tensorboard", purge_step=start_step + 1)
+        except (OSError, ValueError) as error:
+            self._give_up(error)
+            return
+        self._thread = threading.Thread(target=self._write_all, args=(file, writer), daemon=True, name="log")
+        self._thread.start()
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Record the scalars of a step, counted from 1."""
-        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step)
+        """Record the scalars of a step, counted from 1. Never waits."""
+        line = {"step": step, **scalars}
+        if "pace/steps_s" in line:
+            self._useful_s += line["pace/steps_s"]
+            line["pace/goodput"] = self._useful_s / max(1e-9, time.time() - self._first_start_s)
+        self._put((line, None))
+
+    def show(self, write: Write) -> None:
+        """Let `write` add pictures, sound or text to TensorBoard. Never waits."""
+        self._put((None, write))
 
     def close(self) -> None:
-        """Write out what is buffered."""
-        self._file.close()
-        self._writer.close()
+        """Write out what is waiting; a disk that hangs is not waited for long."""
+        if hasattr(self, "_thread"):
+            self._put(None)
+            self._thread.join(_PATIENCE_S)
+
+    def _put(self, item: tuple[dict[str, Any] | None, Write | None] | None) -> None:
+        if not hasattr(self, "_thread") or not self._thread.is_alive():
+            return
+        try:
+            self._waiting.put_nowait(item)
+        except queue.Full:
+            self._complain(f"{self._run}: the log's disk does not keep up, and lines of the log get lost")
+
+    def _write_all(self, file: TextIO, writer: SummaryWriter) -> None:
+        try:
+            while (item := self._waiting.get()) is not None:
+                line, write = item
+                if line is not None:
+                    file.write(json.dumps(line) + "\n")
+                    for name, value in line.items():
+                        if name != "step":
+                            writer.add_scalar(name, value, line["step"])
+                if write is not None:
+                    write(writer)
+            file.close()
+            writer.close()
+        except Exception as error:  # whatever it is, the training is worth more
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._complain(f"{self._run}: the log cannot be written ({error}); training goes on without it")
+
+    def _complain(self, sentence: str) -> None:
+        if not self._warned:
+            self._warned = True
+            self._warn(sentence)
+
+
+def _open_log(path: Path, start_step: int) -> tuple[TextIO, float]:
+    """The log without what came after `start_step`, open for more, and the seconds of the steps that it tells of."""
+    kept, useful_s = [], 0.0
+    if path.exists():
+        for line in path.read_text().splitlines(keepends=True):
+            # A run that was killed may have left half a line.
+            if line.endswith("}\n") and (record := json.loads(line))["step"] <= start_step:
+                kept.append(line)
+                useful_s += record.get("pace/steps_s", 0.0)
+    path.write_text("".join(kept))
+    return path.open("a", buffering=1), useful_s
+
+
+def _note_launch(path: Path, start_step: int) -> float:
+    """Add this launch to the run's list of them; when the first was, in seconds since 1970."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps({"time_s": time.time(), "step": start_step}) + "\n")
+    first = json.loads(path.read_text().split("\n", maxsplit=1)[0])
+    return float(first["time_s"])

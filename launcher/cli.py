@@ -248,6 +248,22 @@ def prune_checkpoints(
     checkpoints.prune(run, keep)
 
 
+@app.command()
+def replay(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a training.")],
+    step: Annotated[int, typer.Argument(metavar="STEP", min=1, help="A step that its log tells of.")],
+    out: Annotated[
+        Path | None, typer.Argument(metavar="[OUT]", help="Where its clips go; default: replays/RUN/step-STEP.")
+    ] = None,
+) -> None:
+    """Run one past step again on one process: the clips as they were heard, what each cost, and the gradient's norm,
+    equal to what was logged. Nothing of RUN changes.
+    """
+    from launcher import again
+
+    again.replay(run, step, out)
+
+
 @app.command("eval")
 def evaluate(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Measure what systems hear on a test manifest."""

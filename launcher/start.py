@@ -50,7 +50,7 @@ def run(arguments: Sequence[str], processes: int | None) -> int:
     # On this host the ranks get no Ctrl-C from the terminal, only from here: DeepSpeed would give them half a minute.
     # On several, pdsh or ssh may have to ask the terminal for a password.
     group = None if "--hostfile" in arguments else 0
-    child = subprocess.Popen(arguments, env=_environment(processes or 1), process_group=group)
+    child = subprocess.Popen(arguments, env=environment(processes or 1), process_group=group)
     with _like_ctrl_c(signal.SIGTERM, signal.SIGHUP):
         try:
             code = child.wait()
@@ -125,7 +125,8 @@ def _like_ctrl_c(*numbers: signal.Signals) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _environment(processes: int) -> dict[str, str]:
+def environment(processes: int) -> dict[str, str]:
+    """What a training process finds in its environment."""
     environment = dict(os.environ)
     # DeepSpeed looks for its build tools on PATH, and a virtual environment need not be activated.
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])

@@ -24,8 +24,7 @@ CHAT_TEMPLATE = (
 SENTENCES = ("Anna heard the phone message last night.", "The teacher saw the old house this morning.")
 
 
-@pytest.fixture(scope="session")
-def tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE with ChatML turns, as Qwen's."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -44,6 +43,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHAT_TEMPLATE
     )
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """What `make_tokenizer` makes."""
+    return make_tokenizer()
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,15 @@ LAYERS = ("launcher", "blsp", "shards", "cluster")  # each may import those to i
 ALLOWED = {
     "aiohttp": {"shards.sets.object_store"},
     "botocore": {"shards.sets.object_store"},
-    "deepspeed": {"blsp.run", "blsp.engine", "blsp.checkpoint", "blsp.elastic", "blsp.snapshot", "blsp.zero"},
+    "deepspeed": {
+        "blsp.run",
+        "blsp.engine",
+        "blsp.checkpoint",
+        "blsp.elastic",
+        "blsp.norms",
+        "blsp.snapshot",
+        "blsp.zero",
+    },
     "espeakng_loader": {"shards.miniature.synth"},
     "fsspec": {"shards.sets.object_store"},
     "peft": {"blsp.lora"},

@@ -44,8 +44,10 @@ class Batch:
     """
 
     ids: list[str]  # m
+    corpora: list[str]  # m; "" for fillers
     waveform: Tensor  # int16 [sum of num_samples]
     num_samples: Tensor  # int64 [n]
+    last_clip: Tensor  # int64 [m]; which of the n clips is each sample's last
     input_ids: Tensor  # int64 [T]; 0 in speech slots
     speech_mask: Tensor  # bool [T]; True in speech slots
     position_ids: Tensor  # int64 [T]; from 0 in each sequence
@@ -53,6 +55,7 @@ class Batch:
     rows: Tensor  # int64 [R]; positions in T whose output predicts the response tokens
     targets: Tensor  # int64 [R]
     row_weight: Tensor  # float32 [R]; 0 for fillers
+    row_sample: Tensor  # int64 [R]; which of the m samples it belongs to
     text_input_ids: Tensor  # int64 [Tt]
     text_position_ids: Tensor  # int64 [Tt]
     text_seq_lens: list[int]  # m; their sum is Tt
@@ -197,8 +200,10 @@ class Collator:
         weights = [np.full(len(q.response), s is not None, np.float32) for s, q in zip(samples, sequences, strict=True)]
         return Batch(
             ids=[FILLER_ID if sample is None else sample.utterance.id for sample in samples],
+            corpora=["" if sample is None else sample.utterance.corpus for sample in samples],
             waveform=torch.from_numpy(np.concatenate([clip for turns in clips for clip in turns])),
             num_samples=torch.tensor([len(clip) for turns in clips for clip in turns]),
+            last_clip=torch.tensor([len(turns) for turns in clips]).cumsum(0) - 1,
             input_ids=torch.from_numpy(student.ids),
             speech_mask=torch.from_numpy(speech_mask),
             position_ids=torch.from_numpy(student.position_ids),
@@ -206,6 +211,7 @@ class Collator:
             rows=torch.from_numpy(student.rows),
             targets=torch.tensor([token for sequence in sequences for token in sequence.response]),
             row_weight=torch.from_numpy(np.concatenate(weights)),
+            row_sample=torch.from_numpy(np.repeat(np.arange(len(sequences)), [len(q.response) for q in sequences])),
             text_input_ids=torch.from_numpy(teacher.ids),
             text_position_ids=torch.from_numpy(teacher.position_ids),
             text_seq_lens=teacher.seq_lens,

@@ -80,9 +80,10 @@ class ShardSet:
     """The samples of one or more shard sets, read as one.
 
     `rows` are all indexes, end to end, with a column `shard`; `replayed` (bool [n]) says which of them are there to be
-    replayed; `licences` the (corpus, licence, clips) of all. Of the others: `corpora` the name of each corpus
-    with its hash in `rows`; `prompt` the one that the continuations were written under, None when there are none;
-    `teacher` what is kept of the LLM's predictions, None for nothing. `writers` wrote the continuations.
+    replayed; `licences` the (corpus, licence, clips) of all. Of the others: `corpora` the
+    name of each corpus with its hash in `rows`; `prompt` the one that the continuations were written under, None when
+    there are none; `teacher` what is kept of the LLM's predictions, None for nothing. `writers` wrote the
+    continuations.
     """
 
     def __init__(self, stores: Sequence[Store], descriptions: Sequence[Description], num_replayed: int = 0) -> None:
@@ -157,6 +158,11 @@ class ShardSet:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def all_corpora(self) -> list[str]:
+        """Names of the corpora, the replayed ones too."""
+        return sorted({name for name, _, _ in self.licences})
 
     @property
     def clips(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -102,10 +102,10 @@ class ParitySet:
             "adapter": self._apart(sample, "adapter", adapted),
             "speech_logits": self._apart(sample, "speech_logits", speech),
             "text_logits": self._apart(sample, "text_logits", text),
-            "response_kl, their shift": abs(float(losses.kl_sum) / num_tokens - theirs["response_kl"]),
-            "response_kl, ours": abs(float(right.kl_sum) / num_tokens - self.right_kl(sample)),
-            "response_ce": abs(float(losses.ce_sum) / num_tokens - theirs["response_ce"]),
-            "input_er": abs(float(losses.emotion_sum) - theirs["input_er"]),
+            "response_kl, their shift": abs(float(losses.kl_sum.sum()) / num_tokens - theirs["response_kl"]),
+            "response_kl, ours": abs(float(right.kl_sum.sum()) / num_tokens - self.right_kl(sample)),
+            "response_ce": abs(float(losses.ce_sum.sum()) / num_tokens - theirs["response_ce"]),
+            "input_er": abs(float(losses.emotion_sum.sum()) - theirs["input_er"]),
             "greedy tokens that differ": float(sum(a != b for a, b in zip(greedy, sample["greedy"], strict=True))),
         }
 
@@ -123,6 +123,9 @@ def joined(batches: list[Batch]) -> Batch:
         if field.name in ("rows", "text_rows"):
             lengths = [len(batch.input_ids if field.name == "rows" else batch.text_input_ids) for batch in batches]
             pieces = [rows + sum(lengths[:i]) for i, rows in enumerate(pieces)]
+        if field.name in ("row_sample", "last_clip"):
+            counts = [len(batch.ids if field.name == "row_sample" else batch.num_samples) for batch in batches]
+            pieces = [places + sum(counts[:i]) for i, places in enumerate(pieces)]
         if isinstance(pieces[0], Tensor):
             values[field.name] = torch.cat(pieces)
         else:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_grad
 
 from blsp import zero
-from blsp.engine import _agree, _backward
+from blsp.engine import _agree, backward, by_corpus
 from blsp.recipe import TrainRecipe
 from blsp.run import join, prepare
 
@@ -24,10 +24,10 @@ def step_gradient(recipe: TrainRecipe) -> tuple[dict[str, torch.Tensor], torch.T
     """The full gradient of each trained parameter, the same on all ranks, and the sums of `Losses`."""
     run = prepare(recipe, torch.device("cpu"), lambda done, total, note: None)
     step, batches = next(run.reader.steps(0))
-    sums = torch.stack([_backward(run, step, index, batch) for index, batch in enumerate(batches)]).sum(0)
+    tables = [backward(run, step, index, batch) for index, batch in enumerate(batches)]
     gradient = {name: safe_get_full_grad(parameter).clone() for name, parameter in run.stage.named_parameters()}
     run.engine.step()  # as the loop does; DeepSpeed lets go of its buffers
-    return gradient, _agree(run, sums)[0]
+    return gradient, _agree(run, by_corpus(run, batches, tables))[0].sum(0)
 
 
 if __name__ == "__main__":

@@ -65,10 +65,10 @@ class World:
         return {**self.recipe("replayed"), "data": {**self.shared["data"], "replay": replay}}
 
     def log(self, name: str) -> list[dict[str, float]]:
-        """What the run logged, without the speeds."""
+        """What the run logged, without how fast it was."""
         path = self.root / name / "log.jsonl"
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        return [{key: line[key] for key in line if key not in {"tokens_per_s", "audio_h_per_h"}} for line in lines]
+        return [{key: line[key] for key in line if not key.startswith("pace/")} for line in lines]
 
     def weights(self, name: str) -> bytes:
         return (self.root / name / "export" / "model.safetensors").read_bytes()

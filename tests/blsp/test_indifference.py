@@ -119,7 +119,7 @@ def numbers(model: SpeechLM, samples: Sequence[Sample]) -> list[dict[str, Tensor
     batch.row_weight.requires_grad_()
     losses = model(batch, ALL_AT_ONCE)
     rows = {
-        name: torch.autograd.grad(getattr(losses, name), batch.row_weight, retain_graph=True)[0]
+        name: torch.autograd.grad(getattr(losses, name).sum(), batch.row_weight, retain_graph=True)[0]
         for name in ("ce_sum", "kl_sum", "kl_t1_sum")
     }
     values = {"student": student, "teacher": teacher, **rows}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from blsp import losses
-from blsp.losses import _ROWS_PER_CHUNK, Losses, continuation_ce, continuation_kl, emotion_ce
+from blsp.losses import _ROWS_PER_CHUNK, COLUMNS, Losses, by_sample, continuation_ce, continuation_kl, emotion_ce
 
 WIDTH, VOCABULARY = 8, 40
 ROW_COUNTS = [1, _ROWS_PER_CHUNK - 1, _ROWS_PER_CHUNK, _ROWS_PER_CHUNK + 1, 2 * _ROWS_PER_CHUNK + 3]
@@ -124,24 +124,33 @@ def test_losses_are_in_float32_whatever_the_model(head: nn.Linear) -> None:
 def test_clips_without_a_label_are_ignored() -> None:
     logits, emotion = torch.randn(6, 5, requires_grad=True), torch.tensor([0, -100, 4, 2, -100, 2])
     known = emotion >= 0
-    loss, correct, labelled = emotion_ce(logits, emotion)
-    torch.testing.assert_close(loss, functional.cross_entropy(logits[known], emotion[known], reduction="sum"))
-    assert int(labelled) == 4
-    assert int(correct) == int((logits.argmax(-1) == emotion).sum())
-    (gradient,) = torch.autograd.grad(loss, [logits])
+    loss, said = emotion_ce(logits, emotion)
+    torch.testing.assert_close(loss[known], functional.cross_entropy(logits[known], emotion[known], reduction="none"))
+    assert not loss[~known].any()
+    assert not said[~known].any()
+    assert said[known].tolist() == functional.one_hot(logits[known].argmax(-1), 5).tolist()
+    (gradient,) = torch.autograd.grad(loss.sum(), [logits])
     assert not gradient[~known].any()
 
 
 def test_no_label_at_all_is_a_loss_of_zero() -> None:
     logits = torch.randn(2, 5, requires_grad=True)
-    loss, correct, labelled = emotion_ce(logits, torch.tensor([-100, -100]))
-    loss.backward()
-    assert (loss.item(), int(correct), int(labelled)) == (0, 0, 0)
+    loss, said = emotion_ce(logits, torch.tensor([-100, -100]))
+    loss.sum().backward()
+    assert (loss.tolist(), int(said.sum())) == ([0, 0], 0)
     assert not logits.grad.any()
 
 
-def test_losses_become_one_vector_in_declaration_order() -> None:
-    vector = Losses(*(torch.tensor(float(i), requires_grad=True) for i in range(len(fields(Losses))))).detached()
-    assert vector.tolist() == list(range(len(fields(Losses))))
-    assert vector.dtype == torch.float64
-    assert not vector.requires_grad
+def test_losses_become_one_row_per_sample_in_declaration_order() -> None:
+    num_columns = len(fields(Losses)) - 2
+    columns = [torch.tensor([i, 100.0 + i], dtype=torch.float64, requires_grad=True) for i in range(num_columns)]
+    table = Losses(torch.tensor(7.0), *columns, torch.eye(5, dtype=torch.float64)[:2]).table()
+    assert table[:, :num_columns].tolist() == [list(range(num_columns)), list(range(100, 100 + num_columns))]
+    assert dict(zip(COLUMNS, table[1].tolist(), strict=True))["said_happy"] == 1
+    assert (table.dtype, table.requires_grad) == (torch.float64, False)
+
+
+def test_rows_are_added_up_clip_by_sample() -> None:
+    rows, row_sample = torch.randn(3, 40), torch.sort(torch.randint(0, 4, (40,)))[0]
+    expected = torch.stack([rows[:, row_sample == sample].double().sum(1) for sample in range(5)], 1)
+    torch.testing.assert_close(by_sample(rows, row_sample, 5), expected)

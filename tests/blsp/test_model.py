@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from blsp.engine import export
 from blsp.generation import pack
-from blsp.losses import Losses
+from blsp.losses import COLUMNS
 from blsp.model import SpeechLM
 from blsp.recipe import ModelSection, StageSection
 from blsp.run import Stage, _checkpoint_activations
@@ -74,15 +74,15 @@ def rows_of(model: SpeechLM, batch: Batch, stage: StageSection) -> dict[str, Ten
 
 
 def gradients(model: SpeechLM, stage: StageSection, split: list[list[int]]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Sums of all fields of `Losses`, and the gradient of everything that the stage trains."""
+    """Sums of all columns of `Losses`, and the gradient of everything that the stage trains."""
     trained = Stage(model, stage)
     trained.zero_grad()
     model.train()
-    sums = torch.zeros(len(fields(Losses)), dtype=torch.float64)
+    sums = torch.zeros(len(COLUMNS), dtype=torch.float64)
     for which in split:
-        total, detached = trained(batch_of(model, stage, which))
+        total, table = trained(batch_of(model, stage, which))
         total.backward()
-        sums += detached
+        sums += table.sum(0)
     return sums, {name: parameter.grad.clone() for name, parameter in trained.named_parameters()}
 
 
@@ -102,8 +102,9 @@ def test_any_split_into_micro_batches_gives_the_same_losses_and_gradient(
 def test_the_total_is_weighted_and_divided_by_the_planned_counts(model: SpeechLM) -> None:
     batch = batch_of(model, STAGE_2, [0, 1, 3])
     losses = model(batch, STAGE_2)
-    torch.testing.assert_close(losses.total, losses.ce_sum / 100 + 0.5 * losses.emotion_sum / 5)
-    assert (int(losses.num_rows), int(losses.num_labelled)) == (len(batch.targets), 3)
+    expected = losses.ce_sum.sum() / 100 + 0.5 * losses.emotion_sum.sum() / 5
+    torch.testing.assert_close(losses.total, expected.float())
+    assert (int(losses.num_rows.sum()), int(losses.num_labelled.sum())) == (len(batch.targets), 3)
 
 
 def test_the_authors_kl_leaves_out_the_first_prediction_and_takes_the_one_after_the_last(model: SpeechLM) -> None:
@@ -112,7 +113,7 @@ def test_the_authors_kl_leaves_out_the_first_prediction_and_takes_the_one_after_
     theirs = STAGE_1.model_copy(update={"kl_shift": "authors"})
     shifted = [model(replace(batch, row_weight=torch.eye(len(batch.rows))[r]), theirs).kl_sum for r in (0, 1)]
     torch.testing.assert_close(shifted, ours)
-    assert model(batch, theirs).kl_sum != model(batch, STAGE_1).kl_sum
+    assert model(batch, theirs).kl_sum.sum() != model(batch, STAGE_1).kl_sum.sum()
 
 
 @pytest.mark.parametrize("stage", [STAGE_1, STAGE_2], ids=["stage1", "stage2"])
@@ -184,16 +185,16 @@ def test_the_loss_at_the_end_of_the_turn_and_kl_at_1_are_kept_apart(model: Speec
     batch = batch_of(model, stage, [0, 1, 3, 4])
     losses, rows = model(batch, stage), rows_of(model, batch, stage)
     end = batch.targets == model.template.end_of_turn_id
-    assert int(losses.num_end) == int(end.sum()) == 2
-    torch.testing.assert_close(losses.kl_end_sum, rows["kl"][end].sum())
-    torch.testing.assert_close(losses.ce_end_sum, rows["ce"][end].sum())
+    assert int(losses.num_end.sum()) == int(end.sum()) == 2
+    torch.testing.assert_close(losses.kl_end_sum.sum().float(), rows["kl"][end].sum())
+    torch.testing.assert_close(losses.ce_end_sum.sum().float(), rows["ce"][end].sum())
     # The authors compare that position too, as their last but one.
     torch.testing.assert_close(
         model(batch, stage.model_copy(update={"kl_shift": "authors"})).kl_end_sum, losses.kl_end_sum
     )
     cold = StageSection.model_validate({**stage.model_dump(), "kl_temperature": 1.0})
     at_1 = model(batch, cold)
-    assert at_1.kl_sum > 1.5 * losses.kl_sum
+    assert at_1.kl_sum.sum() > 1.5 * losses.kl_sum.sum()
     torch.testing.assert_close(losses.kl_t1_sum, at_1.kl_sum)
     torch.testing.assert_close(at_1.kl_t1_sum, at_1.kl_sum)
 
@@ -249,9 +250,9 @@ def test_the_teacher_is_the_text_llm_without_lora(model: SpeechLM) -> None:
     student = Batch(**{**vars(batch), **same})
     for parameter in model.parts["lora"].parameters():
         parameter *= 10
-    assert model(student, STAGE_1).kl_sum > 1e-3  # LoRA is open for the student
+    assert model(student, STAGE_1).kl_sum.sum() > 1e-3  # LoRA is open for the student
     model.gate.open = lambda mask: model.gate.close()
-    assert abs(model(student, STAGE_1).kl_sum.item()) < 1e-5
+    assert abs(model(student, STAGE_1).kl_sum.sum().item()) < 1e-5
 
 
 def test_a_batch_is_answered_as_each_clip_alone(model: SpeechLM) -> None:

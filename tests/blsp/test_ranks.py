@@ -80,9 +80,9 @@ def whole(results: object, root: Path, model: ModelSection) -> Result:
     tokens = [built.template.response(s.continuation.text, s.continuation.finished) for s in samples]
     batch = collator(samples, ["continue"] * NUM_CLIPS, sum(map(len, tokens)), NUM_CLIPS - 3)
     stage = Stage(built, ALL_AT_ONCE)
-    total, sums = stage(batch)
+    total, table = stage(batch)
     total.backward()
-    return {name: parameter.grad for name, parameter in stage.named_parameters()}, sums
+    return {name: parameter.grad for name, parameter in stage.named_parameters()}, table.sum(0)
 
 
 def assert_same(ours: Result, theirs: Result) -> None:

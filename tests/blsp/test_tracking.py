@@ -1,10 +1,16 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from blsp import tracking
+from blsp.follow import follow
 from blsp.tracking import Tracker
 
 
@@ -27,9 +33,12 @@ def test_a_line_holds_the_step_and_every_scalar(tmp_path: Path) -> None:
     ]
 
 
-def test_a_line_can_be_read_as_soon_as_it_is_logged(tmp_path: Path) -> None:
+def test_a_line_can_be_read_soon_after_it_is_logged(tmp_path: Path) -> None:
     tracker = Tracker(tmp_path, 0)
     tracker.log(1, {"loss": 1.0})
+    deadline_s = time.monotonic() + 10
+    while not lines(tmp_path) and time.monotonic() < deadline_s:
+        time.sleep(0.01)
     assert lines(tmp_path) == [{"step": 1, "loss": 1.0}]
     tracker.close()
 
@@ -53,3 +62,75 @@ def test_tensorboard_shows_the_same_curve(tmp_path: Path) -> None:
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [
         (line["step"], line["loss"]) for line in lines(tmp_path)
     ]
+
+
+def test_goodput_counts_the_steps_that_stayed_and_all_time_since_the_first_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 1000.0
+    monkeypatch.setattr(tracking.time, "time", lambda: now_s)
+    first = Tracker(tmp_path, 0)
+    for step in (1, 2):
+        now_s += 10
+        first.log(step, {"pace/steps_s": 8.0})
+    first.close()
+    now_s += 30  # until somebody starts it again, from the checkpoint of step 1
+    second = Tracker(tmp_path, 1)
+    now_s += 10
+    second.log(2, {"pace/steps_s": 9.0})
+    second.close()
+    assert [line["pace/goodput"] for line in lines(tmp_path)] == [8 / 10, 17 / 60]
+
+
+def test_a_folder_that_cannot_be_written_is_a_warning_and_no_more(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").write_text("in the way")
+    warnings: list[str] = []
+    tracker = Tracker(tmp_path, 0, warnings.append)
+    for step in range(3):
+        tracker.log(step, {"loss": 1.0})
+    tracker.close()
+    assert len(warnings) == 1
+    assert f"{tmp_path}: the log cannot be written (" in warnings[0]
+    assert "training goes on without it" in warnings[0]
+
+
+def test_a_writer_that_dies_is_a_warning_and_no_more(tmp_path: Path) -> None:
+    warnings: list[str] = []
+    tracker = Tracker(tmp_path, 0, warnings.append)
+
+    def break_down(writer: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    tracker.show(break_down)
+    for step in range(500):
+        tracker.log(step, {"loss": 1.0})
+    tracker.close()
+    assert [warning.split(": ", 1)[1] for warning in warnings] == [
+        "the log cannot be written ([Errno 28] No space left on device); training goes on without it"
+    ]
+
+
+def test_a_disk_that_hangs_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "_PATIENCE_S", 0.05)
+    warnings: list[str] = []
+    tracker, hangs = Tracker(tmp_path, 0, warnings.append), threading.Event()
+    tracker.show(lambda writer: hangs.wait())  # type: ignore[arg-type, return-value]
+    began_s = time.monotonic()
+    for step in range(1500):
+        tracker.log(step, {"loss": 1.0})
+    tracker.close()
+    assert time.monotonic() - began_s < 5
+    hangs.set()
+    assert len(warnings) == 1
+    assert "does not keep up, and lines of the log get lost" in warnings[0]
+
+
+def test_another_tracker_follows_the_log_through_a_resume(tmp_path: Path) -> None:
+    """As docs/training.md shows it for MLflow and W&B."""
+    log(tmp_path, 0, range(1, 8))
+    told = []
+    for line in follow(tmp_path, idle_s=0.4):
+        told.append((line["step"], line["loss"]))
+        if line["step"] == 7:
+            threading.Thread(target=log, args=(tmp_path, 5, range(6, 10)), daemon=True).start()
+    assert told == [(step, float(step)) for step in range(1, 10)]

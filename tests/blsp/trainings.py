@@ -5,7 +5,7 @@ or null}; a result is {"error": name or null, "message": str, "random": the stat
 `stop_in_step` sends this process a SIGTERM while rank 0 reports that step: after the ranks have agreed about it.
 `break_in` ends the training as a crash would in the middle of a step. `plant` first puts code that would make that path
 into a file of the newest checkpoint. What each rank heard in each step, fillers aside, is left in the run folder, in
-heard-<ranks>-<rank>.jsonl.
+heard-<ranks>-<rank>.jsonl. A job {"replay": [run, step, folder]} runs a past step again.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import torch.distributed as dist
 from blsp import engine
 from blsp.checkpoint_folder import file_hash
 from blsp.engine import train
+from blsp.past_step import replay_step
 from blsp.recipe import TrainRecipe
 from shards.batches.collate import Batch
 from shards.batches.reader import Reader
@@ -61,14 +62,14 @@ def plant(run: Path, marker: Path, file: str) -> None:
 
 def breaking(step: int, micro_batch: int) -> AbstractContextManager[object]:
     """The process comes no further than this."""
-    backward = engine._backward
+    backward = engine.backward
 
     def break_off(run: Any, at: int, index: int, batch: Any) -> Any:
         if (at, index) == (step, micro_batch):
             raise KeyboardInterrupt("broken off")
         return backward(run, at, index, batch)
 
-    return mock.patch.object(engine, "_backward", break_off)
+    return mock.patch.object(engine, "backward", break_off)
 
 
 def generators() -> str:
@@ -78,7 +79,11 @@ def generators() -> str:
 
 
 def run(job: dict[str, Any]) -> dict[str, str | None]:
-    """Train as the job says."""
+    """Train as the job says, or run a step again."""
+    if "replay" in job:
+        past, step, out = job["replay"]
+        replay_step(Path(past), step, Path(out))
+        return {"error": None, "message": "", "random": ""}
     random.seed(0)
     np.random.seed(0)
 

@@ -144,7 +144,7 @@ def test_a_wrong_recipe_ends_every_rank_with_one_sentence_and_code_2(tmp_path: P
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("kind: train\n")
     arguments = start.command(recipe, ["data.sed=1"], hostfile=None, processes=2)
-    done = subprocess.run(arguments, env=start._environment(2), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(arguments, env=start.environment(2), capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     lines = done.stderr.splitlines()
     assert "override 'data.sed=1': data.sed: unknown key (nearest: seed)" in lines

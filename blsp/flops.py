@@ -1,0 +1,81 @@
+"""Useful floating-point operations of a micro-batch, from its lengths: what a model FLOP utilisation counts.
+
+A multiplication with its addition is two. N weights of a part, t positions that pass through it:
+    forward                                          2 N t
+    gradient of its input                            2 N t more: the LLM under the student, whatever trains below it
+    learning                                         2 N t more for its weights (adapter, LoRA, an encoder that trains)
+    attention, a sequence of s positions             4 s^2 width in each layer, 8 s^2 width for its gradient
+    head, R rows of logits                           2 V H R, and 2 V H R for the gradient of the student's rows
+Not counted, because it is not useful: silence that fills an encoder's window, and all that is computed a second time in
+the backward pass. Nor the encoder's first convolutions (1 % in Whisper). Causal attention counts in full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from blsp.model import SpeechLM
+from blsp.recipe import StageSection
+from shards.batches.collate import Batch
+
+# Dense bfloat16 per second, from the makers' data sheets; the first name that fits.
+_PEAKS = {
+    "GB200": 2.5e15, "B200": 2.25e15, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "H800": 989e12,
+    "A100": 312e12, "A800": 312e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12, "A10G": 125e12, "A6000": 155e12,
+    "RTX 4090": 165e12, "V100": 125e12,
+}  # fmt: skip
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """What the device could do per second in bfloat16; None for one that we know nothing of."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for known, peak in _PEAKS.items() if known in name), None)
+
+
+class Flops:
+    """Counts for one model in one stage. Made before DeepSpeed takes the weights apart."""
+
+    def __init__(self, model: SpeechLM, stage: StageSection) -> None:
+        self._model, self._stage = model, stage
+        self._lora = _matrices(model.parts["lora"].parameters()) if "lora" in model.parts else 0
+        embeddings: Any = model.llm.get_input_embeddings()
+        decoder: Any = model.llm.get_decoder()
+        self._llm = _matrices(decoder.parameters()) - embeddings.weight.numel() - self._lora
+        self._llm_attention = 4 * model.llm.config.num_hidden_layers * model.llm.config.hidden_size
+        self._head = 2 * embeddings.weight.numel()
+        layers: Any = model.encoder.trainable()["layers"]
+        added = model.parts["encoder_lora"].parameters() if "encoder_lora" in model.parts else ()
+        self._encoder_lora = _matrices(added)
+        self._encoder = _matrices(layers.parameters()) - self._encoder_lora
+        self._encoder_attention = 4 * len(layers) * model.encoder.width
+        self._adapter = _matrices(model.parts["adapter"].parameters())
+
+    def __call__(self, batch: Batch) -> float:
+        """Forward and backward of one micro-batch."""
+        positions = [self._model.encoder.num_positions(int(samples)) for samples in batch.num_samples]
+        through = {"encoder": 3, "encoder_lora": 2}
+        passes = max((through.get(part, 1) for part in self._stage.train), default=1)
+        encoder = passes * (2 * self._encoder * sum(positions) + self._encoder_attention * _squares(positions))
+        encoder += 6 * self._encoder_lora * sum(positions)
+        adapter = 6 * self._adapter * int(batch.speech_mask.sum())
+        tokens, rows = sum(batch.seq_lens), len(batch.rows)
+        student = 4 * self._llm * tokens + 6 * self._lora * tokens
+        student += 3 * self._llm_attention * _squares(batch.seq_lens) + 2 * self._head * rows
+        read = len(batch.text_rows)
+        teacher = 2 * self._llm * sum(batch.text_seq_lens) + self._llm_attention * _squares(batch.text_seq_lens)
+        return float(encoder + adapter + student + teacher + self._head * read)
+
+
+def _matrices(parameters: Iterable[nn.Parameter]) -> int:
+    """Weights that multiply; biases and norms do not count."""
+    return sum(parameter.numel() for parameter in parameters if parameter.dim() > 1)
+
+
+def _squares(lengths: Iterable[int]) -> int:
+    return sum(length * length for length in lengths)

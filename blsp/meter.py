@@ -1,0 +1,96 @@
+"""How fast a run is, and where the time goes: what each rank notes in every step, and all ranks tell when a line of the
+log is due."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from blsp.flops import peak_flops
+from shards.audio import SAMPLE_RATE
+from shards.batches.collate import Batch
+
+_GB = 1e9
+
+
+class Meter:
+    """Seconds and amounts of the steps since the last line of the log, on this rank."""
+
+    def __init__(self, flops: Callable[[Batch], float], device: torch.device) -> None:
+        self._flops, self._device = flops, device
+        self._began_s = 0.0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._steps_s: list[float] = []
+        self._wait_s = self._busy_s = self._audio_s = self._done_flops = 0.0
+        self._num_tokens = 0
+        self._aside_s = {"checkpoint": 0.0, "validation": 0.0}
+
+    def steps(self, steps: Iterator[tuple[int, list[Batch]]]) -> Iterator[tuple[int, list[Batch]]]:
+        """The same steps; how long each was waited for is noted."""
+        while True:
+            self._began_s = time.monotonic()
+            step = next(steps)
+            self._wait_s += time.monotonic() - self._began_s
+            yield step
+
+    def reached(self) -> None:
+        """This rank has done its share of a step, and now the others may have to be waited for."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self._busy_s += time.monotonic() - self._began_s
+
+    def finished(self, batches: list[Batch]) -> None:
+        """A step is done, by all ranks."""
+        self._steps_s.append(time.monotonic() - self._began_s)
+        self._audio_s += sum(int(batch.num_samples.sum()) for batch in batches) / SAMPLE_RATE
+        self._num_tokens += sum(len(batch.input_ids) for batch in batches)
+        self._done_flops += sum(self._flops(batch) for batch in batches)
+
+    @contextmanager
+    def aside(self, what: str) -> Iterator[None]:
+        """Time that no step has: "checkpoint" or "validation"."""
+        began_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self._aside_s[what] += time.monotonic() - began_s
+
+    def scalars(self) -> dict[str, float]:
+        """`pace/...` since the last call. Every rank calls it; all get the same but for the seconds of single steps."""
+        mine = [self._wait_s, self._busy_s, self._audio_s, self._num_tokens, self._done_flops, self._memory_gb()]
+        here = torch.tensor(mine, dtype=torch.float64, device=self._device)
+        ranks = [torch.empty_like(here) for _ in range(dist.get_world_size())]
+        dist.all_gather(ranks, here)
+        wait_s, busy_s, audio_s, num_tokens, flops, memory_gb = torch.stack(ranks, 1).cpu()
+        steps_s, num_ranks = sum(self._steps_s), len(ranks)
+        scalars = {
+            "tokens_per_s": float(num_tokens.sum()) / steps_s,
+            "audio_h_per_h": float(audio_s.sum()) / steps_s,
+            "audio_h_per_gpu_h": float(audio_s.sum()) / steps_s / num_ranks,
+            "tflops_per_gpu": float(flops.sum()) / steps_s / num_ranks / 1e12,
+            "data_wait": float(wait_s.max()) / steps_s,
+            "step_s_p50": statistics.median(self._steps_s),
+            "step_s_p95": sorted(self._steps_s)[int(0.95 * (len(self._steps_s) - 1))],
+            "rank_spread": float((busy_s.max() - busy_s.min()) / busy_s.mean()),
+            "memory_gb": float(memory_gb.max()),
+            "steps_s": steps_s,
+            **{f"{what}_s": seconds for what, seconds in self._aside_s.items()},
+        }
+        if (peak := peak_flops(self._device)) is not None:
+            scalars["mfu"] = scalars["tflops_per_gpu"] * 1e12 / peak
+        self._reset()
+        return {f"pace/{name}": value for name, value in scalars.items()}
+
+    def _memory_gb(self) -> float:
+        """The most that this rank has held: on its GPU, or in its process where there is none."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_reserved(self._device) / _GB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / _GB

@@ -1,0 +1,140 @@
+"""One past step of a run again, on one process: its clips as the model heard them, what each of them cost, and the
+gradient's norm; beside what the log says."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from blsp import zero
+from blsp.checkpoint_folder import checkpoint_name, committed, damage, read_state
+from blsp.engine import backward, by_corpus, set_rates
+from blsp.losses import COLUMNS
+from blsp.norms import gradient_norms, whole_norm
+from blsp.recipe import TrainRecipe
+from blsp.run import OnStep, Run, join, prepare
+from blsp.scalars import means
+from cluster.files import write_atomically
+from shards.audio import SAMPLE_RATE, encode_flac
+from shards.batches.collate import FILLER_ID, Batch
+
+
+@dataclass(frozen=True)
+class PastStep:
+    """A step that was run again. `logged` is its line of the log, {} when it has none; `loss` is over the same steps as
+    that line's, or over this step alone."""
+
+    step: int
+    since: str  # the checkpoint that it was reached from, or "the beginning"
+    loss: float
+    grad_norm: float
+    logged: dict[str, float]
+    clips: list[dict[str, Any]]  # id, corpus, micro_batch, files and losses of each
+
+
+def replay_step(run: Path, step: int, out: Path, on_step: OnStep = lambda done, total, note: None) -> PastStep:
+    """Run `step` (from 1) of the run in folder `run` again and put its clips and `step.json` into `out`. Nothing
+    of the run changes; what several ranks saved is put together beside it, as for any other number of ranks.
+
+    It goes on from the newest whole checkpoint before the steps that its line of the log is about, or begins anew, and
+    takes all steps between: they are the same ones, because a resumed run repeats an uninterrupted one. Equal to the
+    bit where the run had one process, and up to rounding otherwise. Raises ValueError for a step that the log does not
+    tell of.
+    """
+    recipe_path = run / "recipe.json"
+    if not recipe_path.exists():
+        raise ValueError(f"{run}: no recipe.json here, so it is not the folder of a training run")
+    recipe = TrainRecipe.model_validate(json.loads(recipe_path.read_text()))
+    logged = _logged(run, step)
+    every = recipe.engine.log_every_steps
+    first = (step - 1) // every * every if "loss" in logged else step - 1  # steps done before its line's first one
+    checkpoint = _before(run / "checkpoints", first)
+    zero.prepare_environment()
+    device = join()
+    with tempfile.TemporaryDirectory() as scratch:
+        data = recipe.data.model_copy(update={"num_workers": 0})
+        again = recipe.model_copy(update={"run": Path(scratch), "validation": None, "data": data})
+        if checkpoint is not None:  # of this folder alone, so that `prepare` goes on from it
+            (Path(scratch) / "checkpoints").mkdir()
+            (Path(scratch) / "checkpoints" / checkpoint.name).symlink_to(checkpoint.resolve())
+        prepared = prepare(again, device, on_step)
+        try:
+            loss, norm, tables, batches = _run_to(prepared, step, first)
+        finally:
+            if prepared.tracker is not None:
+                prepared.tracker.close()
+        prepared.engine.destroy()
+    dist.destroy_process_group()
+    since = "the beginning" if checkpoint is None else checkpoint.name
+    result = PastStep(step, since, loss, norm, logged, _write_clips(out, recipe, tables, batches))
+    write_atomically(out / "step.json", json.dumps(asdict(result), indent=1).encode())
+    return result
+
+
+def _run_to(run: Run, step: int, first: int) -> tuple[float, float, list[Tensor], list[Batch]]:
+    """The mean loss of the steps after `first`; the gradient's norm, tables and micro-batches of step `step`."""
+    sums = torch.zeros_like(run.sums)
+    for at, batches in run.reader.steps(run.step):
+        tables = [backward(run, at, index, batch) for index, batch in enumerate(batches)]
+        set_rates(run)
+        norms = gradient_norms(run.engine, run.groups) if at + 1 == step else {}
+        run.engine.step()
+        run.step = at + 1
+        run.on_step(run.step, step, "")
+        if at >= first:
+            sums += by_corpus(run, batches, tables).cpu()
+        if run.step == step:
+            break
+    return means(run.recipe.stage, sums.sum(0))["loss"], whole_norm(run.engine, norms), tables, batches
+
+
+def _logged(run: Path, step: int) -> dict[str, float]:
+    """All that the log says of a step. Raises ValueError when it ends before."""
+    path = run / "log.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    last = max((record["step"] for record in records), default=0)
+    if not 1 <= step <= last:
+        raise ValueError(f"step {step}: the log of {run} tells of steps 1 to {last}; name one of them")
+    return {name: value for record in records if record["step"] == step for name, value in record.items()}
+
+
+def _before(checkpoints: Path, step: int) -> Path | None:
+    """The newest whole checkpoint of `step` or earlier."""
+    for checkpoint in reversed(committed(checkpoints)):
+        if checkpoint.name <= checkpoint_name(step) and damage(checkpoint) is None:
+            assert read_state(checkpoint).step <= step
+            return checkpoint
+    return None
+
+
+def _write_clips(out: Path, recipe: TrainRecipe, tables: list[Tensor], batches: list[Batch]) -> list[dict[str, Any]]:
+    """What the model heard, as FLAC, and each clip's losses; the dearest first."""
+    out.mkdir(parents=True, exist_ok=True)
+    clips = []
+    for number, (batch, table) in enumerate(zip(batches, tables, strict=True)):
+        waveforms, last = batch.waveform.split(batch.num_samples.tolist()), batch.last_clip.tolist()
+        for place, (name, row) in enumerate(zip(batch.ids, table.cpu(), strict=True)):
+            if name == FILLER_ID:
+                continue
+            stem = f"{number:03d}-{place:02d}-{re.sub(r'[^A-Za-z0-9._-]+', '_', name)[-80:]}"
+            turns = waveforms[last[place - 1] + 1 if place else 0 : last[place] + 1]
+            files = [*(f"{stem}-turn{turn}.flac" for turn in range(len(turns) - 1)), f"{stem}.flac"]
+            for file, waveform in zip(files, turns, strict=True):
+                (out / file).write_bytes(encode_flac(waveform.numpy()))
+            sums = dict(zip(COLUMNS, row.tolist(), strict=True))
+            clips.append(
+                {
+                    "id": name, "corpus": batch.corpora[place], "micro_batch": number, "files": files,
+                    "seconds": sum(map(len, turns)) / SAMPLE_RATE, "num_tokens": int(sums["num_rows"]),
+                    **means(recipe.stage, row),
+                }
+            )  # fmt: skip
+    return sorted(clips, key=lambda clip: -clip["loss"])

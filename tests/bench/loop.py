@@ -1,0 +1,143 @@
+"""What the loop costs beside the training itself: `python -m tests.bench.loop [FOLDER]`. One process, ZeRO-3.
+
+Prints one line of JSON. A step of a small model is short, so what the loop adds to it weighs more than it ever will.
+`bare` is DeepSpeed alone over the same micro-batches: forward, backward, step. `loop` is `blsp.engine.fit` over them,
+with a line of the log for every tenth step; both by turns, in blocks. `launch` is `blsp train` from the command to the
+first step in the log, models of that size loaded from disk.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from blsp import zero
+from blsp.engine import fit
+from blsp.recipe import TrainRecipe
+from blsp.run import Run, join, prepare
+from shards.batches.collate import Batch
+from tests.blsp.tiny import LORA, STAGE_2, make_encoder, make_shards, model_section
+from tests.conftest import make_tokenizer
+
+STEPS, BLOCKS, LOG_EVERY = 10, 8, 10
+
+
+class Again:
+    """In place of a reader: the same step for ever, from memory."""
+
+    def __init__(self, batches: list[Batch]) -> None:
+        self._batches = batches
+
+    def steps(self, start: int) -> Iterator[tuple[int, list[Batch]]]:
+        """(global step, micro-batches)."""
+        while True:
+            yield start, self._batches
+            start += 1
+
+
+def recipe(root: Path) -> dict[str, Any]:
+    """Stage 2 of a model with 5 million weights in the LLM."""
+    tokenizer = make_tokenizer()
+    config = Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=256, intermediate_size=768, num_hidden_layers=6, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=False,
+        eos_token_id=tokenizer.eos_token_id, bos_token_id=None, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    Qwen2ForCausalLM(config).save_pretrained(root / "llm")
+    tokenizer.save_pretrained(root / "llm")
+    encoder = make_encoder(root / "encoder", d_model=128, encoder_layers=4, encoder_ffn_dim=512)
+    return {
+        "kind": "train",
+        "run": str(root / "run"),
+        "model": model_section(root / "llm", encoder, lora=LORA).model_dump(mode="json"),
+        "stage": STAGE_2.model_dump(mode="json"),
+        "data": {
+            "shards": str(make_shards(root / "data", "continue_emotion", 48)), "clips_per_step": 48, "micro_batches": 2
+        },
+        "optim": {"lr": dict.fromkeys(STAGE_2.train, 1e-5), "warmup_steps": 1, "steps": 100_000},
+        "engine": {"checkpoint_every_steps": 10**6, "log_every_steps": LOG_EVERY},
+    }  # fmt: skip
+
+
+def bare(run: Run, batches: list[Batch]) -> float:
+    """Seconds of STEPS steps with nothing but DeepSpeed."""
+    began_s = time.perf_counter()
+    for _ in range(STEPS):
+        for batch in batches:
+            loss, _ = run.engine(batch.to(run.device))
+            run.engine.backward(loss)
+            run.engine.step()
+    return time.perf_counter() - began_s
+
+
+def loop(run: Run) -> float:
+    """Seconds of STEPS steps of ours; the checkpoint at the end is left out."""
+    run.total_steps = run.step + STEPS
+    began_s = time.perf_counter()
+    fit(run)
+    return time.perf_counter() - began_s
+
+
+def launch(root: Path, values: dict[str, Any]) -> float:
+    """Seconds from `blsp train` to the first step in the log."""
+    values = {**values, "run": str(root / "launched"), "optim": {**values["optim"], "steps": 2}}
+    values["engine"] = {**values["engine"], "log_every_steps": 1}
+    (root / "launched.yaml").write_text(json.dumps(values))
+    command = [sys.executable, "-m", "launcher", "train", str(root / "launched.yaml"), "--processes", "1"]
+    began_s, log = time.perf_counter(), root / "launched" / "log.jsonl"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None and not (log.exists() and log.stat().st_size):
+            time.sleep(0.02)
+        seconds = time.perf_counter() - began_s
+        assert process.wait() == 0
+    return seconds
+
+
+def main(root: Path) -> None:
+    """Measures and prints."""
+    values = recipe(root)
+    launched_s = [launch(root / str(number), values) for number in range(2) if (root / str(number)).mkdir() is None]
+    zero.prepare_environment()
+    run = prepare(TrainRecipe.model_validate(values), join(), lambda done, total, note: None)
+    _, batches = next(run.reader.steps(0))
+    run.reader = Again(batches)  # type: ignore[assignment]
+    run.saver = SimpleNamespace(
+        save=lambda state: None, report=lambda: 0, hear=lambda reports: None, finish=lambda: None
+    )  # type: ignore[assignment]
+    bare(run, batches), loop(run)  # both warm
+    pairs = []
+    for number in range(BLOCKS):
+        first = bare(run, batches) if number % 2 else loop(run)
+        second = loop(run) if number % 2 else bare(run, batches)
+        pairs.append((second, first) if number % 2 else (first, second))
+    ours, theirs = (statistics.median(seconds) / STEPS for seconds in zip(*pairs, strict=True))
+    ratios = sorted(mine / other - 1 for mine, other in pairs)
+    print(
+        json.dumps(
+            {
+                "step_ms_bare": 1e3 * theirs, "step_ms_loop": 1e3 * ours,
+                "overhead_percent": 100 * statistics.median(ratios),
+                "overhead_percent_range": [100 * ratios[0], 100 * ratios[-1]],
+                "launch_to_first_step_s": launched_s, "torch": torch.__version__,
+            }
+        )
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        main(Path(sys.argv[1]))
+    else:
+        with tempfile.TemporaryDirectory(prefix="bench-loop-") as folder:
+            main(Path(folder))
