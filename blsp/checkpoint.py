@@ -69,6 +69,7 @@ class Saver:
         self._engine, self._folder, self._keep = engine, folder, keep
         self.still_owned = still_owned
         self._snapshot = engine.checkpoint_engine = SnapshotEngine()
+        engine._copy_recovery_script = lambda save_path: None  # no programs among the weights
         self._state: TrainingState | None = None  # of the checkpoint in flight
         self._committing = False
         self._thread = threading.Thread()
@@ -79,15 +80,9 @@ class Saver:
         """Copy what trains and write it from now on; waits for the checkpoint before, if that is still in flight."""
         self.flush()
         self._state, self.problem = state, ""
-        if dist.get_rank() == 0:
-            sweep(self._folder)
-            self._temporary.mkdir(parents=True)
-        dist.barrier()
-        self._engine.save_checkpoint(str(self._temporary), tag=TAG, save_latest=False)
-        if dist.get_rank() == 0:
-            for script in self._temporary.glob("*.py"):
-                script.unlink()
-        self._begin(self._write)
+        if self._make_room():
+            self._engine.save_checkpoint(str(self._temporary), tag=TAG, save_latest=False)
+            self._begin(self._write)
 
     def report(self) -> Report:
         """What to tell the other ranks in this step."""
@@ -131,6 +126,21 @@ class Saver:
         self.flush()
         if self.problem:
             raise OSError(self.problem)
+
+    def _make_room(self) -> bool:
+        """Whether rank 0 could make the folder that all write into."""
+        self._error = None
+        if dist.get_rank() == 0:
+            try:
+                sweep(self._folder)
+                self._temporary.mkdir(parents=True)
+            except OSError as error:
+                self._error = error
+        outcome = [Report.READY if self._error is None else Report.FAILED]
+        dist.broadcast_object_list(outcome, src=0)
+        if outcome[0] == Report.FAILED:
+            self._give_up(outcome)
+        return outcome[0] == Report.READY
 
     @property
     def _temporary(self) -> Path:

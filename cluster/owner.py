@@ -59,7 +59,7 @@ class Owner:
         """Raises TakenOverError unless this is still the newest claim; to be called before each commit."""
         newest = _newest(self._path.parent)
         if newest != self._path:
-            who = str(_read(newest)) if newest is not None else "someone who removed the claims"
+            who = (newest and _read(newest)) or "another process"
             raise TakenOverError(
                 f"{self._path.parent.parent}: taken over by {who} while this process ({self._claim}) gave no sign of "
                 "life; it writes no more. Was it, or its machine, stopped for a while?"

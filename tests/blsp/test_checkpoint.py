@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("alone")
 
 
 class Engine:
-    """Saves two files as DeepSpeed does, scripts beside them too."""
+    """Saves two files as DeepSpeed does."""
 
     checkpoint_engine: Any = None
 
@@ -37,7 +38,6 @@ class Engine:
         engine.create(commit)
         for name in ("model_states", "optim_states"):
             engine.save(state_dict={name: self.weights}, path=f"{folder}/{tag}/{name}.pt")
-        (Path(folder) / "zero_to_fp32.py").write_text("print('a script')")
         engine.commit(commit)
 
 
@@ -79,7 +79,7 @@ def failing(error: Exception) -> Any:
     return mock.patch.object(torch, "save", side_effect=error)
 
 
-def test_a_checkpoint_holds_the_state_and_nothing_that_runs(tmp_path: Path) -> None:
+def test_a_checkpoint_holds_weights_and_the_state(tmp_path: Path) -> None:
     save(tmp_path / "c", 20)
     files = {str(path.relative_to(tmp_path / "c")) for path in (tmp_path / "c").rglob("*") if path.is_file()}
     assert files == {
@@ -197,6 +197,20 @@ def test_a_full_disk_is_said_training_goes_on_and_the_next_checkpoint_is_tried(
     assert names(tmp_path / "c") == ["step-000005", "step-000015"]
 
 
+def test_a_folder_that_cannot_be_made_is_said_and_training_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saver = Saver(Engine(), tmp_path / "c", 10)  # type: ignore[arg-type]
+    (tmp_path / "c").write_text("a file in its place")
+    saver.save(state(10))
+    assert "could not be written (not a directory)" in capsys.readouterr().out
+    assert saver.report() == Report.NOTHING
+    (tmp_path / "c").unlink()
+    saver.save(state(15))
+    saver.finish()
+    assert names(tmp_path / "c") == ["step-000015"]
+
+
 def test_a_last_checkpoint_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     save(tmp_path / "c", 5)
     saver = Saver(Engine(), tmp_path / "c", 10)  # type: ignore[arg-type]
@@ -231,6 +245,56 @@ def test_who_was_taken_over_commits_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="taken over by process 7"):
         saver.finish()
     assert newest_valid(tmp_path / "c") is None
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+@contextmanager
+def killed_at(point: int) -> Iterator[list[str]]:
+    """The call of that number of all that change the disk is the first that does nothing. Yields the calls so far."""
+    calls: list[str] = []
+
+    def count(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            calls.append(name)
+            if len(calls) >= point:
+                raise Killed
+            return call(*arguments, **options)
+
+        return counted
+
+    with ExitStack() as stack:
+        for owner, name in (
+            (os, "fsync"), (torch, "save"), (Path, "rename"), (Path, "replace"), (Path, "unlink"), (Path, "mkdir"),
+            (os, "rmdir"),
+        ):  # fmt: skip
+            stack.enter_context(mock.patch.object(owner, name, count(name, getattr(owner, name))))
+        yield calls
+
+
+def test_a_kill_at_any_point_leaves_a_valid_checkpoint(tmp_path: Path) -> None:
+    seen = set()
+    for point in itertools.count(1):
+        folder = tmp_path / f"{point}"
+        save(folder, 5, keep=1)
+        saver = Saver(Engine(), folder, keep=1)  # type: ignore[arg-type]
+        with killed_at(point) as calls, suppress(Killed):
+            saver.save(state(10))
+            saver._thread.join()
+            if saver.report() == Report.READY:
+                saver.hear([Report.READY])
+                saver._thread.join()
+        newest = newest_valid(folder)
+        assert newest is not None, calls
+        seen.add(newest.name)
+        if len(calls) < point:
+            break
+        save(folder, 15, keep=1)
+        assert names(folder) == ["step-000015"]
+    assert point > 15
+    assert seen == {"step-000005", "step-000010"}
 
 
 @pytest.mark.parametrize(

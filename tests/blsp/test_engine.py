@@ -108,11 +108,15 @@ def start_training(world: World, name: str) -> list[subprocess.Popen[str]]:
 def job(
     recipe: Recipe,
     stop_in_step: int | None = None,
+    rival_in_step: int | None = None,
     break_in: tuple[int, int] | None = None,
     plant: tuple[str, str] | None = None,
 ) -> dict[str, Any]:
     """One training, as `tests.blsp.trainings` reads it."""
-    return {"recipe": recipe, "stop_in_step": stop_in_step, "break_in": break_in, "plant": plant}
+    return {
+        "recipe": recipe, "stop_in_step": stop_in_step, "rival_in_step": rival_in_step, "break_in": break_in,
+        "plant": plant,
+    }  # fmt: skip
 
 
 def trainings(world: World, world_size: int, jobs: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:

@@ -82,9 +82,10 @@ def straight(world: World) -> list[dict[str, Any]]:
         job(first_stage(world, "stage_1")), job(second_stage(world, "stage_2", "stage_1")),
         job(world.recipe("broken"), break_in=BREAK_IN),
         job(first_stage(world, "stage_1_broken"), break_in=BREAK_IN),
+        job(world.recipe("taken_over"), rival_in_step=LOG_EVERY),
     ]  # fmt: skip
     (results,) = trainings(world, 1, jobs)
-    assert [result["error"] for result in results] == [None] * 5 + ["KeyboardInterrupt"] * 2
+    assert [result["error"] for result in results] == [None] * 5 + ["KeyboardInterrupt"] * 2 + ["ValueError"]
     return results
 
 
@@ -152,6 +153,12 @@ def test_a_step_that_was_broken_off_between_two_micro_batches_is_run_again_from_
 def test_the_second_stage_does_not_see_that_the_first_was_broken_off(world: World) -> None:
     assert_same(world, "stage_1_broken", "stage_1")
     assert_same(world, "stage_2_after_broken", "stage_2")
+
+
+def test_a_run_whose_folder_another_host_has_taken_over_ends_and_commits_no_more(world: World, straight: Any) -> None:
+    assert f"{world.root / 'taken_over'}: taken over by another process" in straight[-1]["message"]
+    assert world.checkpoints("taken_over") == [f".step-{LOG_EVERY:06d}.tmp", "step-000001", "step-000002"]
+    assert not (world.root / "taken_over" / "export").exists()
 
 
 @pytest.mark.usefixtures("straight")

@@ -1,11 +1,12 @@
 """One rank that runs several trainings in one process: `python -m tests.blsp.trainings JOBS.json RESULTS.jsonl`.
 
-A job is {"recipe": {...}, "stop_in_step": int or null, "break_in": [step, micro-batch] or null, "plant": [path, file]
-or null}; a result is {"error": name or null, "message": str, "random": the state of every generator, hashed}.
-`stop_in_step` sends this process a SIGTERM while rank 0 reports that step: after the ranks have agreed about it.
-`break_in` ends the training as a crash would in the middle of a step. `plant` first puts code that would make that path
-into a file of the newest checkpoint. What each rank heard in each step, fillers aside, is left in the run folder, in
-heard-<ranks>-<rank>.jsonl. A job {"replay": [run, step, folder]} runs a past step again.
+A job is {"recipe": {...}, "stop_in_step": int or null, "rival_in_step": int or null, "break_in": [step, micro-batch] or
+null, "plant": [path, file] or null}; a result is {"error": name or null, "message": str, "random": the state of every
+generator, hashed}. `stop_in_step` sends this process a SIGTERM while rank 0 reports that step: after the ranks have
+agreed about it. In `rival_in_step` another host claims the run folder. `break_in` ends the training as a crash would in
+the middle of a step. `plant` first puts code that would make that path into a file of the newest checkpoint. What each
+rank heard in each step, fillers aside, is left in the run folder, in heard-<ranks>-<rank>.jsonl. A job
+{"replay": [run, step, folder]} runs a past step again.
 """
 
 from __future__ import annotations
@@ -90,6 +91,8 @@ def run(job: dict[str, Any]) -> dict[str, str | None]:
     def on_step(done: int, total: int, note: str) -> None:
         if done == job["stop_in_step"]:
             os.kill(os.getpid(), signal.SIGTERM)
+        if done == job["rival_in_step"]:
+            (Path(job["recipe"]["run"]) / ".owner" / "999999.json").write_text("{}")
 
     steps = Reader.steps
 
