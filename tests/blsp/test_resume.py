@@ -85,7 +85,7 @@ def straight(world: World) -> list[dict[str, Any]]:
         job(world.recipe("taken_over"), rival_in_step=LOG_EVERY),
     ]  # fmt: skip
     (results,) = trainings(world, 1, jobs)
-    assert [result["error"] for result in results] == [None] * 5 + ["KeyboardInterrupt"] * 2 + ["ValueError"]
+    assert [result["error"] for result in results] == [None] * 5 + ["KeyboardInterrupt"] * 2 + ["TakenOverError"]
     return results
 
 
