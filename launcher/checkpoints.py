@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from blsp.checkpoint_folder import committed, damage, num_bytes, read_state, remove
+from blsp.checkpoint_folder import best_of, committed, damage, num_bytes, read_state, remove
 from launcher.errors import on_ctrl_c
 
 
@@ -46,7 +46,8 @@ def verify(run: Path) -> int:
 
 
 def prune(run: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` that are intact, and says which; none is deleted before others are read."""
+    """Deletes all but the newest `keep` that are intact and that of the best validation, and says which; first it reads
+    those that stay."""
     with on_ctrl_c("stopped; what was not named is still there"):
         checkpoints = _all(run)
         intact = [checkpoint for checkpoint in reversed(checkpoints) if damage(checkpoint) is None][:keep]
@@ -54,11 +55,12 @@ def prune(run: Path, keep: int) -> None:
             raise ValueError(
                 f"{run}: none of its checkpoints is intact, so none was deleted; `blsp checkpoint verify` says more"
             )
+        best = best_of(intact[::-1])
         for checkpoint in checkpoints:
-            if checkpoint not in intact:
+            if checkpoint not in intact and checkpoint != best:
                 print(f"{checkpoint}: deleted ({num_bytes(checkpoint) / 1e6:,.1f} MB)", flush=True)
                 remove(checkpoint)
-    print(f"{run}: kept {', '.join(checkpoint.name for checkpoint in reversed(intact))}")
+    print(f"{run}: kept {', '.join(checkpoint.name for checkpoint in checkpoints if checkpoint.exists())}")
 
 
 def _all(run: Path) -> list[Path]:

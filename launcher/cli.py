@@ -242,7 +242,7 @@ def verify_checkpoints(run: RunFolder) -> None:
 def prune_checkpoints(
     run: RunFolder, keep: Annotated[int, typer.Option(min=1, help="How many of the newest intact ones stay.")]
 ) -> None:
-    """Delete older checkpoints and damaged ones. The last intact one always stays."""
+    """Delete older checkpoints and damaged ones. The last intact one always stays, and that of the best validation."""
     from launcher import checkpoints
 
     checkpoints.prune(run, keep)

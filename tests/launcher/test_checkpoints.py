@@ -83,6 +83,15 @@ def test_prune_keeps_the_newest_intact_ones(
     assert f"{run}: kept step-000020" in said
 
 
+def test_prune_keeps_that_of_the_best_validation(monkeypatch: pytest.MonkeyPatch, run: Path) -> None:
+    newest = run / "checkpoints" / "step-000030"
+    state = json.loads((newest / STATE).read_text())
+    (newest / STATE).write_text(json.dumps({**state, "best": {"step": 10, "value": 1.0}}))
+    write_manifest(newest)
+    assert blsp(monkeypatch, "prune", run, "--keep", 1) == 0
+    assert steps(run) == ["step-000010", "step-000030"]
+
+
 def test_prune_deletes_nothing_when_none_is_intact(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], run: Path
 ) -> None:
