@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,8 +16,19 @@ _SDPA = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _SDPA_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def kept_bytes(forward: Callable[[], Tensor], weights: Iterable[Tensor]) -> int:
-    """Bytes of all that a forward keeps for its backward: each storage once, no weight."""
+@dataclass(frozen=True)
+class Cost:
+    """Of one step. `kept_bytes` are those of all that its forward keeps for its backward: each storage once, no weight.
+    `flops` are the operations of all matrix products, convolutions and attention, both ways: a multiplication
+    with its addition is two, and attention counts in full, without the half that a causal mask hides."""
+
+    loss: float
+    kept_bytes: int
+    flops: int
+
+
+def cost(forward: Callable[[], Tensor], weights: Iterable[Tensor]) -> Cost:
+    """What a forward and the backward from its result cost."""
     known = {weight.untyped_storage().data_ptr() for weight in weights}
     kept: dict[int, int] = {}
 
@@ -26,20 +38,12 @@ def kept_bytes(forward: Callable[[], Tensor], weights: Iterable[Tensor]) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = forward()  # alive until all is counted: no storage takes the place of another
-    assert result.requires_grad
-    return sum(kept.values())
-
-
-def flops(step: Callable[[], object]) -> int:
-    """Floating-point operations of all matrix products, convolutions and attention; a multiplication with its addition
-    is two. Attention counts in full, without the half that a causal mask hides."""
-    with FlopCounterMode(
-        display=False, custom_mapping={_SDPA: _attention, _SDPA_BACKWARD: _attention_backward}
-    ) as count:
-        step()
-    return int(count.get_total_flops())
+    kernels = {_SDPA: _attention, _SDPA_BACKWARD: _attention_backward}
+    with FlopCounterMode(display=False, custom_mapping=kernels) as counter:
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = forward()  # keeps all of it alive: no storage takes the place of another
+        loss.backward()
+    return Cost(float(loss.detach()), sum(kept.values()), int(counter.get_total_flops()))
 
 
 def _attention(query: Any, key: Any, *args: Any, **kwargs: Any) -> int:

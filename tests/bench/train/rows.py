@@ -18,7 +18,7 @@ from shards.batches.collate import Batch
 from tests.bench.data.timing import Spread, interleaved, share
 from tests.bench.train.arithmetic import Way, step_flops
 from tests.bench.train.authors import Padded
-from tests.bench.train.counting import flops, kept_bytes
+from tests.bench.train.counting import cost
 from tests.bench.train.shapes import Shapes
 from tests.bench.train.workload import (
     CACHED,
@@ -111,20 +111,17 @@ class Step:
         self.model.parts.zero_grad(set_to_none=True)
         return loss.detach()
 
-    def losses(self) -> list[float]:
-        """Of each way."""
-        with torch.no_grad():
-            return [float(self.forward(way)) for way in WAYS.values()]
-
-    def losses_when_sure(self) -> list[float]:
-        """The same of an LLM that is sure of each token: then a cached teacher misses nothing."""
+    def losses_when_sure(self) -> dict[str, float]:
+        """The loss of each way with true lengths, of an LLM that is sure of each token: then a cached teacher misses
+        nothing."""
         head, flat = self.model.llm.get_output_embeddings().weight.data, self.cached
         spread = float(head.std()) * math.sqrt(head.shape[1])  # the LLM's last norm gives each value a size of 1
         sure = 2.0 ** round(math.log2(_SURE_SPREAD / spread))  # a power of two changes no digit of the head
         head *= sure
         self.cached = self._cached()
         try:
-            return self.losses()
+            with torch.no_grad():
+                return {name: float(self.forward(way)) for name, way in WAYS.items() if way.window == "exact"}
         finally:
             head /= sure
             self.cached = flat
@@ -132,26 +129,28 @@ class Step:
 
 def measure(step: Step, rounds: int) -> list[Measured]:
     """Seconds by turns, in `rounds` after one that is not counted; all else once."""
-    model, ways = step.model, list(WAYS.values())
+    model = step.model
     weights = [*model.llm.parameters(), *model.encoder.pretrained.parameters(), *model.parts.parameters()]
-    kept = [kept_bytes(partial(step.forward, way), weights) for way in ways]
-    counted = [flops(partial(step.run, way)) for way in ways]
-    losses, sure = step.losses(), step.losses_when_sure()
+    costs = {name: cost(partial(step.forward, way), weights) for name, way in WAYS.items()}
+    losses, sure = {name: found.loss for name, found in costs.items()}, step.losses_when_sure()
     taken = interleaved({name: partial(step.run, way) for name, way in WAYS.items()}, rounds)
-    first, measured = next(iter(taken.values())), []
-    for i, (name, way) in enumerate(WAYS.items()):
-        compared = sure if way.cached_teacher else losses
-        comparable = i > 0 and way.window == ways[i - 1].window
+    first, before, measured = next(iter(taken.values())), None, []
+    for name, way in WAYS.items():
+        off = None
+        if before is not None and WAYS[before].window == way.window:
+            compared = sure if way.cached_teacher else losses
+            off = abs(compared[name] / compared[before] - 1)
         measured.append(
             Measured(
                 name=name,
                 seconds=Spread.of([seconds.wall for seconds in taken[name]]),
                 faster=share(first, taken[name]),
-                kept_bytes=kept[i],
-                flops=counted[i],
+                kept_bytes=costs[name].kept_bytes,
+                flops=costs[name].flops,
                 flops_by_formula=step_flops(step.shapes, step.lengths, way).total,
-                loss=losses[i],
-                off=abs(compared[i] / compared[i - 1] - 1) if comparable else None,
+                loss=losses[name],
+                off=off,
             )
         )
+        before = name
     return measured
