@@ -88,7 +88,9 @@ def test_one_linear_map_is_counted_and_its_memory_too() -> None:
 
 def test_a_table_says_whether_the_targets_are_met() -> None:
     def row(name: str, faster: float, kept: int, off: float | None) -> Measured:
-        return Measured(name, Spread(1, 1, 1), Spread(faster, faster, faster), kept, 100, 100.0, 0.5, off)
+        return Measured(
+            name, Spread(1, 1, 1), Spread(2, 2, 2), Spread(faster, faster, faster), kept, 100, 100.0, 0.5, off
+        )
 
     met = tables.savings([row("first", 1, 100, None), row("all", 5.5, 20, 1e-6)], {})
     assert (met.count(": met"), met.count("NOT MET")) == (3, 0)

@@ -2,7 +2,7 @@
 
     python -m tests.bench.train [--device cpu|cuda] [--only PARTS] [--shapes NAME] [--rounds N] [--clips N] [--out FILE]
 
-On a CPU: one stage-1 step of a middle-sized model of random weights, run in all ways by turns (about three minutes on
+On a CPU: one stage-1 step of a middle-sized model of random weights, run in all ways by turns (about four minutes on
 two idle cores), and the arithmetic. On a GPU: Whisper-large-v2 with Qwen2.5-7B's shapes, random weights, both stages.
 """
 
@@ -57,7 +57,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default, help=f"where it runs ({default})")
     parser.add_argument("--only", type=_parts, metavar="A,B", help=f"some of {','.join(PARTS)}")
     parser.add_argument("--shapes", choices=tuple(SHAPES), help="of the model (middle; at real size large)")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of the savings (5)")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of the savings (3)")
     parser.add_argument("--clips", type=int, metavar="N", help="per micro-batch at real size (as many as fit)")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="where the figures go too")
     arguments = parser.parse_args()

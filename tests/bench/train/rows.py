@@ -51,12 +51,13 @@ WAYS = {
 
 @dataclass(frozen=True)
 class Measured:
-    """A row's figures. `faster` is than the first row, round by round; `off` how far the loss is from that of the row
-    before, relative to it: None where the encoder hears another window, and a cached teacher's is that of an LLM that
-    is sure of each token."""
+    """A row's figures. `faster` is than the first row, round by round, in the seconds of all cores: on a busy machine
+    the clock says little. `off` is how far the loss is from that of the row before, relative to it: None where the
+    encoder hears another window, and a cached teacher's is that of an LLM that is sure of each token."""
 
     name: str
     seconds: Spread
+    core_seconds: Spread
     faster: Spread
     kept_bytes: int
     flops: int
@@ -144,7 +145,8 @@ def measure(step: Step, rounds: int) -> list[Measured]:
             Measured(
                 name=name,
                 seconds=Spread.of([seconds.wall for seconds in taken[name]]),
-                faster=share(first, taken[name]),
+                core_seconds=Spread.of([seconds.cpu for seconds in taken[name]]),
+                faster=share(first, taken[name], "cpu"),
                 kept_bytes=costs[name].kept_bytes,
                 flops=costs[name].flops,
                 flops_by_formula=step_flops(step.shapes, step.lengths, way).total,
