@@ -50,6 +50,7 @@ def commands(fold: str) -> list[str]:
     return [
         f"shard mini_shard_ser manifests=[{fold}/train.jsonl] out={fold}/shards",
         f"train mini_stage2 --processes 2 run={fold}/run data.shards={fold}/shards "
+        "data.replay=null "
         f"optim.steps=null optim.epochs={PASSES}",
         f"eval {shlex.quote(str(EVAL_RECIPE))} manifest={fold}/test.jsonl out={fold}/evaluation "
         f"systems.0.train={fold}/train.jsonl systems.1.run={fold}/run",

@@ -154,6 +154,7 @@ def test_every_command_needs_only_what_earlier_ones_make() -> None:
                 trained = load_kind(TrainRecipe, arguments[0], [a for a in arguments if "=" in a])
                 assert trained.data.seed == 7
                 needs = [trained.model.llm, trained.model.encoder, *trained.data.shards]
+                needs += trained.data.replay.shards if trained.data.replay else []
                 needs += [str(trained.model.init)] if trained.model.init else []
                 makes += [str(trained.run)]
             elif verb == "eval":
@@ -254,6 +255,10 @@ class TestTheWholeMethod:
         assert finished.percent("BLSP-Emo", "classifier") >= 50
         assert finished.percent("BLSP-Emo", "tone") >= 50
         assert finished.percent("BLSP-Emo", "tone_content") >= 80
+
+    def test_replay_keeps_plain_answers_plain(self, finished: Finished) -> None:
+        assert finished.percent("BLSP-Emo", "plain_exact") >= 70
+        assert finished.percent("BLSP-MultiTask", "plain_exact") <= 50
 
     def test_without_stage_1_the_content_is_lost(self, finished: Finished) -> None:
         assert finished.percent("Without stage 1", "tone_content") <= 40

@@ -105,6 +105,9 @@ def test_the_miniature_differs_only_where_it_says_so() -> None:
     stage2 = load_kind(TrainRecipe, "mini_stage2")
     multitask, no_stage1 = load_kind(TrainRecipe, "mini_multitask"), load_kind(TrainRecipe, "mini_no_stage1")
     assert multitask.stage.prompts == {"continue_tone": 2, "identify": 1}
+    assert stage2.data.replay is not None
+    data = stage2.data.model_copy(update={"replay": None})  # the ablations are the paper's, without replay
+    stage2 = stage2.model_copy(update={"data": data})
     assert multitask.model_copy(update={"run": stage2.run, "stage": stage2.stage}) == stage2
     started = no_stage1.model.model_copy(update={"init": stage2.model.init})
     assert no_stage1.model.init is None
