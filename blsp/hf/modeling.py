@@ -36,6 +36,7 @@ class BlspEmoForConditionalGeneration(PreTrainedModel, GenerationMixin):
     base_model_prefix = "language_model"
     main_input_name = "input_ids"
     input_modalities = ("audio", "text")  # type: ignore[assignment]
+    supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
 
@@ -91,6 +92,15 @@ class BlspEmoForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
             write_atomically(Path(save_directory) / CARD, model_card(self.config).encode())
+
+    def gradient_checkpointing_enable(  # type: ignore[override]
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """As transformers', for the LLM. Each segment is computed again with LoRA as it was, though the gate has closed
+        since."""
+        settings = {**(gradient_checkpointing_kwargs or {}), "use_reentrant": False}
+        settings["context_fn"] = self.speech.gate.remembered
+        self.language_model.gradient_checkpointing_enable(settings, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         """The LLM's."""

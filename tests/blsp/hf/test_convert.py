@@ -25,6 +25,7 @@ from tests.blsp.tiny import CPU, STAGE_1, STAGE_2, clip
 
 pytestmark = pytest.mark.slow
 
+ROOT = Path(__file__).resolve().parents[3]
 FIRST = {"stage": STAGE_1.model_dump(mode="json"), "steps": 3, "versions": {},
          "corpora": [{"corpus": "asr", "licence": "CC-BY-4.0", "clips": 9}]}  # fmt: skip
 SECOND = [{"corpus": "ser", "licence": None, "clips": 5}]
@@ -88,6 +89,16 @@ def test_the_lines_of_the_card_run(exported: Path, tmp_path: Path) -> None:
     (lines,) = re.findall(r"```python\n(.*?)```", (exported / "README.md").read_text(), re.DOTALL)
     lines = lines.replace("PATH/TO/THIS/FOLDER", str(exported)).replace("max_new_tokens=128", "max_new_tokens=4")
     subprocess.run([sys.executable, "-c", lines], cwd=tmp_path, check=True, capture_output=True)
+
+
+def test_the_lines_of_the_documentation_run(exported: Path, tmp_path: Path) -> None:
+    for name in ("a.wav", "b.wav"):
+        soundfile.write(tmp_path / name, clip(9000), 16000)
+    (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "use.md").read_text(), re.DOTALL)
+    (tmp_path / "exported").symlink_to(exported)
+    lines = lines.replace("max_new_tokens=128", "max_new_tokens=4")
+    done = subprocess.run([sys.executable, "-c", lines], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert "tensor([[" in done.stdout
 
 
 def test_the_classifier_may_stay_at_home(speech_run: Path, tmp_path: Path) -> None:

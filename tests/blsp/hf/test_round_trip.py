@@ -198,6 +198,22 @@ def test_generation_streams_samples_and_searches_with_beams(saved: Path) -> None
     assert len({tuple(row) for row in drawn.tolist()}) > 1
 
 
+def test_gradient_checkpointing_computes_the_same_gradients(saved: Path) -> None:
+    model, processor = BlspEmoForConditionalGeneration.from_pretrained(saved), AutoProcessor.from_pretrained(saved)
+    audio = {"type": "audio", "audio": CLIPS[0], "sampling_rate": 16000}
+    inputs = processor([{"role": "user", "content": [audio]}, {"role": "assistant", "content": "Oh dear."}])
+    model.train()(**inputs).loss.backward()
+    plain = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+    model.zero_grad()
+    model.gradient_checkpointing_enable()
+    assert model.language_model.is_gradient_checkpointing
+    model(**inputs).loss.backward()
+    assert plain
+    for name, value in model.named_parameters():
+        if name in plain:
+            torch.testing.assert_close(value.grad, plain[name], rtol=0, atol=1e-7)
+
+
 def test_labels_give_the_loss_that_trains_what_is_not_frozen(saved: Path) -> None:
     model, processor = BlspEmoForConditionalGeneration.from_pretrained(saved), AutoProcessor.from_pretrained(saved)
     audio = {"type": "audio", "audio": CLIPS[0], "sampling_rate": 16000}
@@ -211,3 +227,18 @@ def test_labels_give_the_loss_that_trains_what_is_not_frozen(saved: Path) -> Non
     trained = {name for name, value in model.named_parameters() if value.grad is not None}
     assert {name.split(".")[0] for name in trained} == {"adapter", "language_model"}
     assert all("lora_" in name for name in trained if name.startswith("language_model"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"emotions": ["neutral", "bored"]}, r"emotions: \['neutral', 'bored'\] are not the classifier's labels"),
+        ({"audio_config": {"model_type": "bert"}}, "bert is not a Whisper, a WavLM or a HuBERT"),
+        ({"audio_config": {"model_type": "wavlm"}}, "audio_window: '30s' is Whisper's way; wavlm takes 'exact'"),
+        ({"adapter": {"type": "conv", "kernels": [4]}}, "must all be odd"),
+        ({"lora": {"rank": 0}}, "rank"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_a_sentence(changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        BlspEmoConfig(**changes)
