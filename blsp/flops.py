@@ -4,7 +4,7 @@ A multiplication with its addition is two. N weights of a part, t positions that
     forward                                          2 N t
     gradient of its input                            2 N t more: the LLM under the student, whatever trains below it
     learning                                         2 N t more for its weights (adapter, LoRA, an encoder that trains)
-    attention, a sequence of s positions             4 s^2 width in each layer, 8 s^2 width for its gradient
+    attention, s positions that look at k            4 s k width in each layer, 8 s k width for its gradient
     head, R rows of logits                           2 V H R, and 2 V H R for the gradient of the student's rows
 Not counted, because it is not useful: silence that fills an encoder's window, and all that is computed a second time in
 the backward pass. Nor the encoder's first convolutions (1 % in Whisper). Causal attention counts in full.
@@ -61,14 +61,15 @@ class Flops:
         positions = [self._model.encoder.num_positions(int(samples)) for samples in batch.num_samples]
         through = {"encoder": 3, "encoder_lora": 2}
         passes = max((through.get(part, 1) for part in self._stage.train), default=1)
-        encoder = passes * (2 * self._encoder * sum(positions) + self._encoder_attention * _squares(positions))
+        encoder = passes * (2 * self._encoder * sum(positions) + self._encoder_attention * _pairs(positions))
         encoder += 6 * self._encoder_lora * sum(positions)
         adapter = 6 * self._adapter * int(batch.speech_mask.sum())
         tokens, rows = sum(batch.seq_lens), len(batch.rows)
         student = 4 * self._llm * tokens + 6 * self._lora * tokens
-        student += 3 * self._llm_attention * _squares(batch.seq_lens) + 2 * self._head * rows
+        student += 3 * self._llm_attention * _pairs(batch.seq_lens, batch.prefix_of) + 2 * self._head * rows
         read = len(batch.text_rows)
-        teacher = 2 * self._llm * sum(batch.text_seq_lens) + self._llm_attention * _squares(batch.text_seq_lens)
+        pairs = _pairs(batch.text_seq_lens, batch.text_prefix_of)
+        teacher = 2 * self._llm * sum(batch.text_seq_lens) + self._llm_attention * pairs
         return float(encoder + adapter + student + teacher + self._head * read)
 
 
@@ -77,5 +78,7 @@ def _matrices(parameters: Iterable[nn.Parameter]) -> int:
     return sum(parameter.numel() for parameter in parameters if parameter.dim() > 1)
 
 
-def _squares(lengths: Iterable[int]) -> int:
-    return sum(length * length for length in lengths)
+def _pairs(lengths: list[int], prefix_of: list[int] | None = None) -> int:
+    """Positions times what each looks at: its sequence, and the one that this goes on from."""
+    before = [lengths[prefix] if prefix >= 0 else 0 for prefix in prefix_of or [-1] * len(lengths)]
+    return sum(length * (length + more) for length, more in zip(lengths, before, strict=True))

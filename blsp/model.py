@@ -198,10 +198,10 @@ class SpeechLM(Answering):
         logits: Tensor = self.parts["classifier"](pooled / self.scale)
         return logits
 
-    def _decode(self, embeddings: Tensor, position_ids: Tensor, lengths: list[int]) -> Tensor:
+    def _decode(self, embeddings: Tensor, position_ids: Tensor, lengths: list[int], prefix_of: list[int]) -> Tensor:
         """The LLM's last hidden states over packed sequences: [T, H] -> [T, H]."""
         decoder: _Decoder = self.llm.get_decoder()
-        where = bounds(lengths, embeddings.device)
+        where = bounds(lengths, embeddings.device, prefix_of)
         output = decoder(inputs_embeds=embeddings[None], position_ids=position_ids[None], use_cache=False, **where)
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
@@ -212,7 +212,7 @@ class SpeechLM(Answering):
         self.gate.close()
         self.llm.eval()
         with torch.no_grad():
-            hidden = self._decode(embeddings, batch.text_position_ids, batch.text_seq_lens)
+            hidden = self._decode(embeddings, batch.text_position_ids, batch.text_seq_lens, batch.text_prefix_of)
         self.llm.train(self.training)
         return hidden
 
@@ -220,7 +220,7 @@ class SpeechLM(Answering):
         """The model's hidden states [T, H] over the clips' speech embeddings [sum S, H]: the student."""
         embeddings = self.embed(batch.input_ids, batch.speech_mask, speech)
         self.gate.open(batch.speech_mask[None])
-        return self._decode(embeddings, batch.position_ids, batch.seq_lens)
+        return self._decode(embeddings, batch.position_ids, batch.seq_lens, batch.prefix_of)
 
     def forward(self, batch: Batch, stage: StageSection) -> Losses:
         """A stage's losses over one micro-batch, as sums; `total` is weighted and divided by the planned counts."""

@@ -1,15 +1,16 @@
 """From samples to a `Batch`: packed tensors, no padding.
 
 Sequences lie end to end, each as `prefix + speech slots + suffix + response`, in a conversation with its earlier turns
-behind the system's; the teacher's have the transcript's tokens where the student hears speech. Row r of the student and
-row r of the teacher predict the same response token.
+behind the system's; the teacher's have the transcript's tokens where the student hears speech. A prefix that several
+sequences begin with lies there once, before them all. Row r of the student and row r of the teacher predict the same
+response token.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -50,15 +51,17 @@ class Batch:
     last_clip: Tensor  # int64 [m]; which of the n clips is each sample's last
     input_ids: Tensor  # int64 [T]; 0 in speech slots
     speech_mask: Tensor  # bool [T]; True in speech slots
-    position_ids: Tensor  # int64 [T]; from 0 in each sequence
-    seq_lens: list[int]  # m; their sum is T
+    position_ids: Tensor  # int64 [T]; from 0 in each sequence, its prefix counted
+    seq_lens: list[int]  # of the shared prefixes, then of the sequences without them; their sum is T
+    prefix_of: list[int]  # of each of these the number of the prefix that it goes on from, or -1
     rows: Tensor  # int64 [R]; positions in T whose output predicts the response tokens
     targets: Tensor  # int64 [R]
     row_weight: Tensor  # float32 [R]; 0 for fillers
     row_sample: Tensor  # int64 [R]; which of the m samples it belongs to
     text_input_ids: Tensor  # int64 [Tt]
     text_position_ids: Tensor  # int64 [Tt]
-    text_seq_lens: list[int]  # m; their sum is Tt
+    text_seq_lens: list[int]  # as above; their sum is Tt
+    text_prefix_of: list[int]
     text_rows: Tensor  # int64 [R]
     teacher_ids: Tensor  # int64 [R, k]; the likeliest tokens of a cached teacher
     teacher_logits: Tensor  # float16 [R, k]; less the largest one
@@ -97,6 +100,7 @@ class _Sequence:
     slots: list[slice]  # of each clip
     teacher: list[int]
     response: list[int]
+    prefixes: tuple[int, int]  # how many ids stand before the first turn's content: the student's, the teacher's
 
 
 class Collator:
@@ -150,6 +154,7 @@ class Collator:
         [n]; `heard_samples` adds the audio window to a clip's samples; `replayed` (bool [n]) says whose task is
         REPLAYED.
         """
+        template = self.template
         slots, heard = (_sums(clips, of_clip, len(counts)) for of_clip in (self._num_speech_tokens, heard_samples))
         slots += counts["num_read_tokens"]
         written = counts["num_response_tokens"].astype(np.int64)
@@ -165,12 +170,15 @@ class Collator:
                 around = np.max([self._around(prompt, emotion, counts) for emotion in EMOTIONS], 0)
                 needed = around + counts["num_text_tokens"] + written
                 teacher_tokens[mine] = np.maximum(teacher_tokens, needed)[mine]
-        return Sizes(heard, tokens, teacher_tokens, responses)
+        tasks = {*self.tasks, REPLAYED} if again.any() else {*self.tasks}
+        numbers = np.unique(counts["num_earlier"]).tolist()
+        prefixes = {tuple(template.around(task, None, number)[0]) for task in tasks for number in numbers}
+        return Sizes(heard, tokens, teacher_tokens, responses, sum(map(len, prefixes)))
 
     def _around(self, prompt: str, emotion: str | None, counts: NDArray[np.void]) -> NDArray[np.int64]:
-        """How many ids of each sample are neither content of a turn nor response."""
+        """How many ids of each sample from its first turn's content on are neither content of a turn nor response."""
         numbers, place = np.unique(counts["num_earlier"], return_inverse=True)
-        lengths = [self.template.num_around(prompt, emotion, int(number)) for number in numbers]
+        lengths = [sum(map(len, self.template.around(prompt, emotion, int(number))[1:])) for number in numbers]
         around: NDArray[np.int64] = np.array(lengths, np.int64)[place]
         return around
 
@@ -189,14 +197,13 @@ class Collator:
         tasks = tasks or [self.tasks[0]]
         samples, sequences, unreadable = self._lay_out(read, tasks)
         clips = [[np.zeros(_FILLER_SAMPLES, np.int16)] if sample is None else sample.clips for sample in samples]
-        student = _pack([(sequence.student, sequence.response) for sequence in sequences])
+        student = _pack([(q.student, q.prefixes[0], q.response) for q in sequences])
         taught = sequences if self._with_teacher else []
-        teacher = _pack([(sequence.teacher, sequence.response) for sequence in taught])
+        teacher = _pack([(q.teacher, q.prefixes[1], q.response) for q in taught])
         speech_mask = np.zeros(len(student.ids), bool)
-        starts = itertools.accumulate(student.seq_lens[:-1], initial=0)
-        for start, sequence in zip(starts, sequences, strict=True):
+        for origin, sequence in zip(student.origins, sequences, strict=True):
             for slots in sequence.slots:
-                speech_mask[start + slots.start : start + slots.stop] = True
+                speech_mask[origin + slots.start : origin + slots.stop] = True
         weights = [np.full(len(q.response), s is not None, np.float32) for s, q in zip(samples, sequences, strict=True)]
         return Batch(
             ids=[FILLER_ID if sample is None else sample.utterance.id for sample in samples],
@@ -208,6 +215,7 @@ class Collator:
             speech_mask=torch.from_numpy(speech_mask),
             position_ids=torch.from_numpy(student.position_ids),
             seq_lens=student.seq_lens,
+            prefix_of=student.prefix_of,
             rows=torch.from_numpy(student.rows),
             targets=torch.tensor([token for sequence in sequences for token in sequence.response]),
             row_weight=torch.from_numpy(np.concatenate(weights)),
@@ -215,6 +223,7 @@ class Collator:
             text_input_ids=torch.from_numpy(teacher.ids),
             text_position_ids=torch.from_numpy(teacher.position_ids),
             text_seq_lens=teacher.seq_lens,
+            text_prefix_of=teacher.prefix_of,
             text_rows=torch.from_numpy(teacher.rows),
             **self._predicted(samples, sequences),
             emotion=torch.tensor(
@@ -281,8 +290,9 @@ class Collator:
         turns = [message.text if message.audio is None or self._with_teacher else "" for message in utterance.messages]
         return [sample.continuation.text, *turns, utterance.text if self._with_teacher else ""]
 
-    def _student(self, task: str, contents: Sequence[list[int] | int]) -> tuple[list[int], list[slice]]:
-        """Ids up to the response, and where speech goes; each turn's content is its ids, or its number of slots."""
+    def _student(self, task: str, contents: Sequence[list[int] | int]) -> tuple[list[int], list[slice], int]:
+        """Ids up to the response, where speech goes, and how many ids stand before the first content; each turn's
+        content is its ids, or its number of slots."""
         first, *others = self.template.around(task, None, len(contents) - 1)
         ids, slots = list(first), []
         for content, behind in zip(contents, others, strict=True):
@@ -291,23 +301,24 @@ class Collator:
                 slots.append(slice(len(ids), len(ids) + content))
                 content = [0] * content
             ids += content + behind
-        return ids, slots
+        return ids, slots, len(first)
 
     def _sequence(self, sample: Sample | None, task: str, encoded: Sequence[list[int]]) -> _Sequence:
         """The sequence of one sample, whose `_texts` are `encoded`, or of a filler."""
         template = self.template
         if sample is None:
-            student, slots = self._student(task, [self._num_speech_tokens(_FILLER_SAMPLES)])
-            return _Sequence(student, slots, template.context(task, None, [[]]), [template.end_of_turn_id])
+            student, slots, prefix = self._student(task, [self._num_speech_tokens(_FILLER_SAMPLES)])
+            context = template.context(task, None, [[]])
+            return _Sequence(student, slots, context, [template.end_of_turn_id], (prefix, prefix))
         utterance, continuation = sample.utterance, sample.continuation
         response, *turns = encoded
         heard = iter([self._num_speech_tokens(len(clip)) for clip in sample.clips])
         is_speech = [message.audio is not None for message in utterance.messages] + [True]
         contents = [next(heard) if speech else words for speech, words in zip(is_speech, turns, strict=True)]
-        student, slots = self._student(task, contents)
+        student, slots, prefix = self._student(task, contents)
         if task == "identify":
             assert utterance.emotion is not None
-            return _Sequence(student, slots, [], self.label_response(utterance.emotion))
+            return _Sequence(student, slots, [], self.label_response(utterance.emotion), (prefix, 0))
         if TRAINED_UNDER.get(continuation.prompt) != task:
             raise ValueError(
                 f"{utterance.id}: its continuation was written under {continuation.prompt!r}, not for {task!r}"
@@ -315,7 +326,8 @@ class Collator:
         emotion = utterance.emotion if "{emotion}" in PROMPTS[continuation.prompt].instruction else None
         teacher = template.context(continuation.prompt, emotion, turns)
         end = [template.end_of_turn_id] if continuation.finished else []
-        return _Sequence(student, slots, teacher, response + end)
+        told = len(template.around(continuation.prompt, emotion, len(turns) - 1)[0])
+        return _Sequence(student, slots, teacher, response + end, (prefix, told))
 
 
 def _sums(
@@ -333,24 +345,35 @@ class _Packed:
     ids: NDArray[np.int64]
     position_ids: NDArray[np.int64]
     seq_lens: list[int]
+    prefix_of: list[int]
     rows: NDArray[np.int64]
+    origins: list[int]  # of each sequence: add a position in it that is not its shared prefix's, for that in the pack
 
 
-def _pack(sequences: Sequence[tuple[list[int], list[int]]]) -> _Packed:
-    """Context and response of each sequence, end to end; `rows` are the positions one before each response token."""
-    ids: list[int] = []
-    lengths: list[int] = []
-    rows = []
-    for context, response in sequences:
-        first = len(ids) + len(context) - 1
-        rows.append(np.arange(first, first + len(response)))
-        ids += context + response
-        lengths.append(len(context) + len(response))
+def _pack(sequences: Sequence[tuple[list[int], int, list[int]]]) -> _Packed:
+    """Context, length of the prefix in it, and response of each sequence, end to end, behind the prefixes that several
+    share; `rows` are the positions one before each response token."""
+    # The context's last token predicts: it is never shared.
+    prefixes = [tuple(context[: min(length, len(context) - 1)]) for context, length, _ in sequences]
+    shared = [prefix for prefix, uses in Counter(prefixes).items() if uses > 1 and prefix]
+    ids = [token for prefix in shared for token in prefix]
+    lengths, prefix_of = [len(prefix) for prefix in shared], [-1] * len(shared)
+    positions, rows, origins = [np.arange(length) for length in lengths], [], []
+    for (context, _, response), prefix in zip(sequences, prefixes, strict=True):
+        prefix_of.append(shared.index(prefix) if prefix in shared else -1)
+        own = slice(len(prefix) if prefix in shared else 0, len(context) + len(response))
+        origins.append(len(ids) - own.start)
+        ids += (context + response)[own]
+        lengths.append(own.stop - own.start)
+        positions.append(np.arange(own.start, own.stop))
+        rows.append(origins[-1] + np.arange(len(context) - 1, own.stop - 1))
     return _Packed(
         ids=np.array(ids, np.int64),
-        position_ids=np.concatenate([np.arange(n) for n in lengths] or [np.empty(0, np.int64)]),
+        position_ids=np.concatenate(positions or [np.empty(0, np.int64)]),
         seq_lens=lengths,
+        prefix_of=prefix_of,
         rows=np.concatenate(rows or [np.empty(0, np.int64)]),
+        origins=origins,
     )
 
 

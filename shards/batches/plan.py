@@ -93,8 +93,8 @@ class Plan:
         self.micro_batches = micro_batches
         self._sizes, self._mixture, self._caps = sizes, mixture, caps or Caps()
         self._costs = sizes.costs(weights or CostWeights())
-        capped, limits, self._capped_names = sizes.capped(self._caps)
-        self._limits = Limits(capped, limits)
+        capped, self._besides, limits, self._capped_names = sizes.capped(self._caps)
+        self._limits = Limits(capped, limits - self._besides)
         self._refuse_large_clips()
         mean_clips, fewest = (mixture.mean_clips, mixture.fewest_clips) if mixture else (len(sizes), len(sizes))
         self.steps_per_epoch = min(max(1, round(mean_clips / clips_per_step)), fewest)
@@ -102,7 +102,7 @@ class Plan:
         settings.append({name: str(weight) for name, weight in mixture.weights.items()} if mixture else {})
         settings += [mixture.replay] if mixture and mixture.replay else []
         digest = hashlib.blake2b(json.dumps(settings).encode(), digest_size=8)
-        for numbers in (self._costs, capped):
+        for numbers in (self._costs, capped, self._besides):
             digest.update(numbers.astype("<i8").tobytes())
         self.hash = digest.hexdigest()
         self._epochs: dict[int, _Epoch] = {}
@@ -174,7 +174,7 @@ class Plan:
             unused_mean=float(unused.mean()),
             unused_worst=float(unused.max()),
             largest_audio_s=float(per_micro_batch(self._sizes.heard_samples).max() / SAMPLE_RATE),
-            largest_tokens=int(per_micro_batch(self._sizes.tokens).max()),
+            largest_tokens=int(per_micro_batch(self._sizes.tokens).max()) + self._sizes.prompt_tokens,
             largest_response_tokens=int(per_micro_batch(self._sizes.response_tokens).max()),
         )
 
@@ -211,13 +211,13 @@ class Plan:
         return np.concatenate([[0], cuts, [n]])
 
     def _refuse_large_clips(self) -> None:
-        for name, sizes, limit in zip(self._capped_names, self._limits.sizes, self._limits.limits, strict=True):
-            largest = int(sizes.max())
+        for d, (name, sizes) in enumerate(zip(self._capped_names, self._limits.sizes, strict=True)):
+            largest, limit = int(sizes.max()), self._limits.limits[d]
             if largest > limit:
+                cap, needed = getattr(self._caps, name), largest + self._besides[d]
                 raise ValueError(
-                    f"data.caps.{name} = {getattr(self._caps, name):g} is too small: "
-                    f"{int((sizes > limit).sum())} clips alone exceed it; raise it to {_shown(name, largest)} or more, "
-                    "or leave long clips out of the shards"
+                    f"data.caps.{name} = {cap:g} is too small: {int((sizes > limit).sum())} clips alone exceed it; "
+                    f"raise it to {_shown(name, needed)} or more, or leave long clips out of the shards"
                 )
 
     def _remedy(self, epochs: int) -> str:
@@ -239,16 +239,16 @@ class Plan:
         sure = math.floor(self.micro_batches * shares.sum()) + 1
         wider = next(n for n in _growing(self.micro_batches, sure) if self._keeps_caps(epochs, n, limits))
         raised = f"raise data.micro_batches to {wider}"
-        unit = SAMPLE_RATE if name == "audio_s" else 1
-        sure = math.ceil((largest[d] + mean[d] / max(0.01, 1 - others)) / unit)
-        for cap in _growing(math.ceil(max(limits[d], mean[d]) / unit), sure):
-            higher = np.where(np.arange(len(limits)) == d, cap * unit, limits)
+        unit, besides = SAMPLE_RATE if name == "audio_s" else 1, self._besides[d]
+        sure = math.ceil((largest[d] + mean[d] / max(0.01, 1 - others) + besides) / unit)
+        for cap in _growing(math.ceil((max(limits[d], mean[d]) + besides) / unit), sure):
+            higher = np.where(np.arange(len(limits)) == d, cap * unit - besides, limits)
             if self._keeps_caps(epochs, self.micro_batches, higher):
                 raised += f", or the cap to {cap}"
                 break
         return (
             f"data.caps.{name} = {getattr(self._caps, name):g} is too small: micro-batches hold "
-            f"{_shown(name, mean[d])} on average and the largest clip {_shown(name, largest[d])}; {raised}"
+            f"{_shown(name, mean[d] + besides)} on average and the largest clip {_shown(name, largest[d])}; {raised}"
         )
 
     def _keeps_caps(self, epochs: int, micro_batches: int, limits: NDArray[np.int64]) -> bool:

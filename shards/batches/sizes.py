@@ -43,9 +43,10 @@ class Sizes:
     """Of each of n clips; all int64 [n]."""
 
     heard_samples: NDArray[np.int64]  # what the encoder hears at 16 kHz, its window's silence included
-    tokens: NDArray[np.int64]  # of the student's sequence: prompt, speech and response
-    teacher_tokens: NDArray[np.int64]  # of the teacher's; 0 without one
+    tokens: NDArray[np.int64]  # of the student's sequence from the speech on
+    teacher_tokens: NDArray[np.int64]  # of the teacher's from the transcript on; 0 without one
     response_tokens: NDArray[np.int64]  # rows of logits
+    prompt_tokens: int = 0  # before the speech: of all prompts together, which a micro-batch holds once at most
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -57,15 +58,17 @@ class Sizes:
         units: NDArray[np.int64] = np.maximum(1, np.rint(cost / COST_UNIT)).astype(np.int64)
         return units
 
-    def capped(self, caps: Caps) -> tuple[NDArray[np.int64], NDArray[np.int64], list[str]]:
-        """(sizes [D, n], limits [D], fields of Caps) of the D caps that are set."""
-        sizes: dict[str, tuple[NDArray[np.int64], float]] = {
-            "audio_s": (self.heard_samples, SAMPLE_RATE),
-            "tokens": (self.tokens, 1),
-            "response_tokens": (self.response_tokens, 1),
+    def capped(self, caps: Caps) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], list[str]]:
+        """(sizes [D, n], what micro-batches hold besides [D], limits of both together [D], fields of Caps) of the D
+        caps that are set."""
+        sizes: dict[str, tuple[NDArray[np.int64], int, float]] = {
+            "audio_s": (self.heard_samples, 0, SAMPLE_RATE),
+            "tokens": (self.tokens, self.prompt_tokens, 1),
+            "response_tokens": (self.response_tokens, 0, 1),
         }
         names = [field.name for field in fields(caps) if getattr(caps, field.name) is not None]
         stacked = [sizes[name][0] for name in names]
-        limits = [int(getattr(caps, name) * sizes[name][1]) for name in names]
+        besides = [sizes[name][1] for name in names]
+        limits = [int(getattr(caps, name) * sizes[name][2]) for name in names]
         empty = np.empty((0, len(self)), np.int64)
-        return np.stack(stacked) if names else empty, np.array(limits, np.int64), names
+        return np.stack(stacked) if names else empty, np.array(besides, np.int64), np.array(limits, np.int64), names

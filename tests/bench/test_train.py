@@ -56,8 +56,9 @@ def test_the_formula_counts_what_torch_counts(measured: list[Measured]) -> None:
 
 
 def test_lengths_are_those_of_the_models_own_batch(step: rows.Step) -> None:
-    assert step.lengths.student == step.live.seq_lens
-    assert step.lengths.teacher == step.live.text_seq_lens
+    assert step.lengths.student == step.apart.seq_lens
+    assert step.lengths.teacher == step.apart.text_seq_lens
+    assert [step.lengths.prefix] == step.live.seq_lens[:1] == step.live.text_seq_lens[:1]
     assert sum(step.lengths.response) == len(step.live.targets)
     ten = lengths(clips([10.0], STAGE_1))
     assert ten.speech == TEN_SECONDS.speech

@@ -110,13 +110,13 @@ def test_packed_sequences_equal_transformers_on_each_alone(model: SpeechLM, plai
     model.gate.close()
     packed = model.llm.get_decoder()(
         input_ids=batch.text_input_ids[None], position_ids=batch.text_position_ids[None], use_cache=False,
-        **bounds(batch.text_seq_lens, CPU),
+        **bounds(batch.text_seq_lens, CPU, batch.text_prefix_of),
     ).last_hidden_state[0]  # fmt: skip
-    for ours, ids in zip(
-        packed.split(batch.text_seq_lens), batch.text_input_ids.split(batch.text_seq_lens), strict=True
-    ):
-        theirs = plain.get_decoder()(input_ids=ids[None]).last_hidden_state[0]
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
+    assert batch.text_prefix_of == [-1, 0, 0, 0]
+    prefix, *own = batch.text_input_ids.split(batch.text_seq_lens)
+    for ours, ids in zip(packed.split(batch.text_seq_lens)[1:], own, strict=True):
+        theirs = plain.get_decoder()(input_ids=torch.cat([prefix, ids])[None]).last_hidden_state[0]
+        torch.testing.assert_close(ours, theirs[len(prefix) :], rtol=0, atol=2e-5)
 
 
 def test_steps_of_stage_1_lower_its_loss_and_move_the_adapter_alone(model: SpeechLM) -> None:

@@ -31,6 +31,7 @@ from tests.bench.train.workload import (
     lengths,
     with_predictions,
 )
+from tests.shards.batches.layout import apart
 
 NUM_CLIPS, SHORTEST_S, LONGEST_S = 8, 1.5, 14.0
 # Random logits spread as wide as this are those of an LLM that is sure of each token.
@@ -44,8 +45,9 @@ WAYS = {
     "sequences packed, fused attention, no lists and no cache": Way(window="30s", all_logits=True, shared_prefix=False),
     "logits only of the rows that the loss compares, in chunks": Way(window="30s", shared_prefix=False),
     "encoder on true lengths": Way(shared_prefix=False),
-    "teacher's top 32 from the shards, no second pass": Way(shared_prefix=False, cached_teacher=True),
-    "the LLM's activations computed again": Way(shared_prefix=False, cached_teacher=True, checkpointing=True),
+    "the prompt once, not for every clip": Way(),
+    "teacher's top 32 from the shards, no second pass": Way(cached_teacher=True),
+    "the LLM's activations computed again": Way(cached_teacher=True, checkpointing=True),
 }
 
 
@@ -78,6 +80,7 @@ class Step:
         self.samples = clips(durations_s, STAGE_1)
         self.lengths = lengths(self.samples)
         self.padded, self.live = Padded(self.model, self.samples), batch(self.model, self.samples, STAGE_1)
+        self.apart = apart(self.live)  # the product has no such batch
         self.cached = self._cached()
 
     def _cached(self) -> Batch:
@@ -91,9 +94,10 @@ class Step:
         if way.padded:
             return self.padded.loss()
         if way.all_logits:
-            return self._all_logits(self.live)
-        made, stage = (self.cached, CACHED) if way.cached_teacher else (self.live, STAGE_1)
-        return self.model(made, stage).total
+            return self._all_logits(self.apart)
+        if way.cached_teacher:
+            return self.model(self.cached, CACHED).total
+        return self.model(self.live if way.shared_prefix else self.apart, STAGE_1).total
 
     def _all_logits(self, made: Batch) -> Tensor:
         """Packed, and otherwise as the authors: the product has no such step."""

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from dataclasses import replace
 
@@ -13,6 +12,7 @@ from shards.prompts import ChatTemplate
 from shards.sample import EMOTIONS, Continuation, Utterance
 from shards.sets.shard_set import CorruptSample, Sample
 from shards.sets.tokens import TOKEN_COUNTS, count_tokens
+from tests.shards.batches.layout import sequences
 
 
 def speech_tokens(num_samples: int) -> int:
@@ -33,16 +33,9 @@ def collator(template: ChatTemplate, with_teacher: bool = True, **tasks: float) 
 SAMPLES = (sample("anna"), sample("cut", "happy", 9000), sample("bertha", None, 2600))
 
 
-def pieces(batch: Batch) -> list[tuple[list[int], list[bool]]]:
-    """Token ids and speech mask of each student sequence."""
-    bounds = itertools.accumulate(batch.seq_lens, initial=0)
-    spans = [slice(a, b) for a, b in itertools.pairwise(bounds)]
-    return [(batch.input_ids[span].tolist(), batch.speech_mask[span].tolist()) for span in spans]
-
-
 def test_a_sequence_is_prefix_speech_suffix_response(template: ChatTemplate) -> None:
     batch = collator(template)(SAMPLES, ["continue_tone"] * 3, 99, 2)
-    for sample, (ids, mask) in zip(SAMPLES, pieces(batch), strict=True):
+    for sample, (ids, mask) in zip(SAMPLES, sequences(batch), strict=True):
         prefix, suffix = template.prefix("continue_tone"), template.suffix()
         slots = speech_tokens(len(sample.waveform))
         response = template.response(sample.continuation.text, sample.continuation.finished)
@@ -73,16 +66,41 @@ def test_the_teacher_reads_the_transcript_and_the_label_that_the_student_never_s
     assert "sad" not in seen and "Words of anna" not in seen
 
 
-def test_positions_start_again_in_every_sequence(template: ChatTemplate) -> None:
+def test_positions_start_again_in_every_sequence_and_go_on_after_its_prefix(template: ChatTemplate) -> None:
     batch = collator(template)(SAMPLES, ["continue_tone"] * 3, 0, 0)
-    for positions, lengths in ((batch.position_ids, batch.seq_lens), (batch.text_position_ids, batch.text_seq_lens)):
-        assert positions.tolist() == [position for length in lengths for position in range(length)]
+    layouts = (
+        (batch.position_ids, batch.seq_lens, batch.prefix_of),
+        (batch.text_position_ids, batch.text_seq_lens, batch.text_prefix_of),
+    )
+    for positions, lengths, prefix_of in layouts:
+        starts = [0 if before < 0 else lengths[before] for before in prefix_of]
+        expected = [start + i for start, length in zip(starts, lengths, strict=True) for i in range(length)]
+        assert positions.tolist() == expected
+
+
+def test_a_prompt_that_several_sequences_begin_with_lies_there_once(template: ChatTemplate) -> None:
+    samples = [sample("anna"), sample("bo", "happy"), sample("cleo"), sample("dora", prompt="continue"), SAMPLES[2]]
+    tasks = ["continue_tone"] * 3 + ["continue", "continue_tone"]
+    make = collator(template, continue_tone=1, **{"continue": 1})
+    batch = make(samples, tasks, 0, 0)
+    # One student is alone under its prompt; the text LLM was told four different things.
+    assert batch.prefix_of == [-1, 0, 0, 0, -1, 0]
+    assert batch.text_prefix_of == [-1, 0, -1, 0, -1, -1]
+    assert batch.input_ids.split(batch.seq_lens)[0].tolist() == template.prefix("continue_tone")
+    told = batch.text_input_ids.split(batch.text_seq_lens)[0].tolist()
+    assert told == template.prefix("continue_emotion", "sad")
+    alone = [make([sample], [task], 0, 0) for sample, task in zip(samples, tasks, strict=True)]
+    prefix = len(template.prefix("continue_tone"))
+    assert len(batch.input_ids) == sum(len(one.input_ids) for one in alone) - 3 * prefix
+    assert len(batch.text_input_ids) == sum(len(one.text_input_ids) for one in alone) - len(told)
+    assert sequences(batch) == [sequences(one)[0] for one in alone]
+    assert not any(before >= 0 for one in alone for before in one.prefix_of + one.text_prefix_of)
 
 
 def test_a_sample_packs_the_same_alone_and_among_others(template: ChatTemplate) -> None:
     make = collator(template)
     together = make(SAMPLES, ["continue_tone"] * 3, 0, 0)
-    assert pieces(together) == [pieces(make([s], ["continue_tone"], 0, 0))[0] for s in SAMPLES]
+    assert sequences(together) == [sequences(make([s], ["continue_tone"], 0, 0))[0] for s in SAMPLES]
 
 
 def test_a_clip_that_cannot_be_read_is_a_filler_of_weight_0(template: ChatTemplate) -> None:
@@ -101,7 +119,7 @@ def test_identify_answers_with_the_label_and_has_no_teacher(template: ChatTempla
     make = collator(template, with_teacher=False, identify=1)
     batch = make(SAMPLES[:2], ["identify"] * 2, 0, 0)
     assert batch.targets.tolist() == template.response("sad", True) + template.response("happy", True)
-    assert pieces(batch)[0][0][: len(template.prefix("identify"))] == template.prefix("identify")
+    assert sequences(batch)[0][0][: len(template.prefix("identify"))] == template.prefix("identify")
     assert len(batch.text_input_ids) == len(batch.text_rows) == len(batch.text_seq_lens) == 0
     with pytest.raises(ValueError, match="'identify' has no teacher"):
         collator(template, identify=1, continue_tone=1)
@@ -122,30 +140,39 @@ def test_sizes_are_those_of_the_batches_and_never_less(template: ChatTemplate, w
     lengths = np.array([len(sample.waveform) for sample in SAMPLES])
     sizes = make.sizes((lengths, np.arange(3)), counts, heard_samples=lambda n: n + 1600)
     assert sizes.heard_samples.tolist() == (lengths + 1600).tolist()
+    prompts = {task: len(template.prefix(task)) for task in tasks}
+    assert sizes.prompt_tokens == sum(prompts.values())
     for i, sample in enumerate(SAMPLES):
-        batches = [make([sample], [task], 0, 0) for task in tasks if task != "identify" or sample.utterance.emotion]
-        assert sizes.tokens[i] >= max(len(batch.input_ids) for batch in batches)
-        assert sizes.response_tokens[i] >= max(len(batch.targets) for batch in batches)
-        assert sizes.teacher_tokens[i] >= max(len(batch.text_input_ids) for batch in batches)
+        asked = [task for task in tasks if task != "identify" or sample.utterance.emotion]
+        batches = {task: make([sample], [task], 0, 0) for task in asked}
+        assert sizes.tokens[i] >= max(len(batch.input_ids) - prompts[task] for task, batch in batches.items())
+        assert sizes.response_tokens[i] >= max(len(batch.targets) for batch in batches.values())
         if with_teacher:  # one task, so exactly
-            (batch,) = batches
-            assert (sizes.tokens[i], sizes.response_tokens[i]) == (len(batch.input_ids), len(batch.targets))
-            assert sizes.teacher_tokens[i] <= len(batch.text_input_ids) + 8  # emotions differ in length
+            batch = batches["continue_tone"]
+            told = template.prefix(sample.continuation.prompt, sample.utterance.emotion)
+            assert sizes.tokens[i] == len(batch.input_ids) - prompts["continue_tone"]
+            assert sizes.teacher_tokens[i] == len(batch.text_input_ids) - len(told)
+            assert sizes.response_tokens[i] == len(batch.targets)
+    together = make(SAMPLES, ["continue_tone"] * 3, 0, 0)
+    assert len(together.input_ids) <= sizes.tokens.sum() + sizes.prompt_tokens
     assert with_teacher or not sizes.teacher_tokens.any()
 
 
 @pytest.mark.parametrize("with_teacher", [True, False])
-def test_replayed_clips_have_the_size_of_their_own_prompt(template: ChatTemplate, with_teacher: bool) -> None:
+def test_replayed_clips_bring_a_prompt_of_their_own(template: ChatTemplate, with_teacher: bool) -> None:
     samples = (SAMPLES[0], replace(SAMPLES[0], continuation=replace(SAMPLES[0].continuation, prompt="continue")))
     counts = np.array([count_tokens(template, s.utterance.text, s.continuation) for s in samples], TOKEN_COUNTS)
     make, lengths = collator(template, with_teacher), np.array([len(s.waveform) for s in samples])
-    sizes = make.sizes((lengths, np.arange(2)), counts, replayed=np.array([False, True]))
+    of_clips = lengths, np.arange(2)
+    sizes = make.sizes(of_clips, counts, replayed=np.array([False, True]))
+    prompts = [len(template.prefix(task)) for task in ("continue_tone", "continue")]
+    assert sizes.prompt_tokens == sum(prompts)
+    assert make.sizes(of_clips, counts, replayed=np.array([False, False])).prompt_tokens == prompts[0]
     batches = [make([s], [t], 0, 0) for s, t in zip(samples, ("continue_tone", "continue"), strict=True)]
-    assert sizes.tokens.tolist() == [len(batch.input_ids) for batch in batches]
-    assert sizes.tokens[0] != sizes.tokens[1]
+    assert (sizes.tokens + prompts).tolist() == [len(batch.input_ids) for batch in batches]
     assert sizes.response_tokens.tolist() == [len(batch.targets) for batch in batches]
-    assert sizes.teacher_tokens[1] == len(batches[1].text_input_ids)
-    assert sizes.teacher_tokens[0] >= len(batches[0].text_input_ids)
+    if with_teacher:
+        assert sizes.teacher_tokens[1] + prompts[1] == len(batches[1].text_input_ids)
 
 
 @pytest.mark.parametrize("tasks", [{"continue_emotion": 1}, {"continue": 0}, {"continue": float("nan")}])

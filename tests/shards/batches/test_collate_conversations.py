@@ -80,11 +80,12 @@ def test_only_the_response_and_the_last_turns_label_are_learnt(template: ChatTem
     batch = batch_of(template, samples)
     responses = [template.response(s.continuation.text, s.continuation.finished) for s in samples]
     assert batch.targets.tolist() == [token for response in responses for token in response]
-    ends = np.cumsum(batch.seq_lens)
+    assert batch.prefix_of == [-1, 0, 0, 0]  # under this prompt all begin alike
+    ends = np.cumsum(batch.seq_lens)[1:]
     rows = [np.arange(end - len(response), end) - 1 for end, response in zip(ends, responses, strict=True)]
     assert batch.rows.tolist() == np.concatenate(rows).tolist()
     assert batch.emotion.tolist() == [IGNORED_EMOTION, IGNORED_EMOTION, 0, 1, 2]
-    assert len(batch.ids) == len(batch.seq_lens) == 3 and len(batch.num_samples) == 5
+    assert len(batch.ids) == 3 and len(batch.num_samples) == 5
 
 
 def test_a_sample_without_earlier_turns_is_what_it_was(template: ChatTemplate) -> None:
@@ -119,9 +120,12 @@ def test_planned_sizes_are_those_of_the_batches(template: ChatTemplate, forms: l
     for i, each in enumerate(samples):
         batch = make([each], [task], 0, 0)
         assert sizes.heard_samples[i] == len(each.waveform) + 1600 * len(each.clips)
-        assert sizes.tokens[i] == len(batch.input_ids)
+        prefixes = [
+            len(template.around(name, "sad", len(form))[0]) for name, form in ((task, forms[i]), (prompt, forms[i]))
+        ]
+        assert sizes.tokens[i] + prefixes[0] == len(batch.input_ids)
         assert sizes.response_tokens[i] == len(batch.targets)
-        spare = sizes.teacher_tokens[i] - len(batch.text_input_ids)
+        spare = sizes.teacher_tokens[i] + prefixes[1] - len(batch.text_input_ids)
         assert 0 <= spare <= (0 if prompt == task else 8)  # emotions differ in length
 
 

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -193,6 +194,20 @@ def test_a_clip_alone_over_a_cap_is_refused() -> None:
         ValueError, match=r"data\.caps\.audio_s = 30 is too small: 1 clips alone exceed it; raise it to 31"
     ):
         make(sizes_of(clips), caps=Caps(audio_s=30))
+
+
+def test_a_cap_of_tokens_has_room_for_the_prompts_too() -> None:
+    without = sizes_of([(16000, 100, 10)] * 60)
+    sizes = replace(without, prompt_tokens=70)
+    free, capped = (make(sizes, clips_per_step=12, caps=Caps(tokens=cap)).summary() for cap in (None, 470))
+    assert free.largest_tokens == capped.largest_tokens == 3 * 100 + 70
+    assert make(without, clips_per_step=12, caps=Caps(tokens=300)).summary().largest_tokens == 300
+    with pytest.raises(ValueError, match=r"hold 370 on average and the largest clip 100; raise data\.micro_batches"):
+        make(sizes, clips_per_step=12, caps=Caps(tokens=300)).check(1)
+    with pytest.raises(ValueError, match=r"tokens = 160 is too small: 60 clips alone exceed it; raise it to 170"):
+        make(sizes, caps=Caps(tokens=160))
+    plans = [make(one, caps=Caps(tokens=470)) for one in (sizes, without)]
+    assert plans[0].hash != plans[1].hash
 
 
 @given(

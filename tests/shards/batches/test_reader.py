@@ -25,6 +25,7 @@ from shards.prompts import ChatTemplate
 from shards.sample import EMOTIONS
 from shards.sets.shard_set import ShardSet
 from shards.sets.tokens import token_counts
+from tests.shards.batches.layout import sequences
 
 NUM_STEPS = 7  # an epoch and a half
 
@@ -261,12 +262,10 @@ def learnt(step: list[Batch], template: ChatTemplate) -> list[tuple[str, str, st
     prompts = {tuple(template.prefix(prompt)): prompt for prompt in ("continue", "continue_tone", "identify")}
     found = []
     for batch in step:
-        ids = batch.input_ids.split(batch.seq_lens)
-        slots = batch.speech_mask.split(batch.seq_lens)
-        for clip, tokens, mask in zip(batch.ids, ids, slots, strict=True):
-            first, last = mask.nonzero()[[0, -1], 0].tolist()
-            response = tokens[last + 1 + len(template.suffix()) :].tolist()
-            found.append((clip, prompts[tuple(tokens[:first].tolist())], template.decode(response)))
+        for clip, (tokens, mask) in zip(batch.ids, sequences(batch), strict=True):
+            last = len(mask) - 1 - mask[::-1].index(True)
+            response = tokens[last + 1 + len(template.suffix()) :]
+            found.append((clip, prompts[tuple(tokens[: mask.index(True)])], template.decode(response)))
     return [clip for clip in found if clip[0] != FILLER_ID]
 
 
