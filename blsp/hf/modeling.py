@@ -151,10 +151,11 @@ class BlspEmoForConditionalGeneration(PreTrainedModel, GenerationMixin):
         num_samples: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As transformers' `generate`, with its streamers, sampling and beams; returns the new ids only."""
+        """As transformers' `generate`, with its streamers, sampling and beams; returns the new ids only. What a
+        `generation_config` leaves open is as in the model's own."""
         asked = _asked(input_ids, attention_mask, speech_mask)
         heard = self._hear(asked, input_values, num_samples)
-        return self.speech.write(asked, heard, generation_config or self.generation_config, **kwargs)
+        return self.speech.write(asked, heard, self.generation_config, generation_config=generation_config, **kwargs)
 
     @torch.inference_mode()
     def emotions(self, input_values: Tensor, num_samples: Tensor) -> Tensor:

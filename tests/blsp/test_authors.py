@@ -18,6 +18,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from blsp.authors import import_authors
+from blsp.hf.convert import export_run, load_model
 from blsp.model import SpeechLM
 from blsp.recipe import ModelSection
 from tests.blsp.released import Sizes, config, make_released
@@ -274,6 +275,18 @@ def test_with_tokenizer_files_it_hears_reads_and_classifies_wherever_it_is_moved
     assert isinstance(model.answer("Anna heard the phone", "chat", 5), str)
     assert model.classify([clip(8000)]).shape == (1, 5)
     assert AutoModelForCausalLM.from_pretrained(moved / "llm").config.eos_token_id == model.template.end_of_turn_id
+
+
+def test_transformers_form_of_it_answers_alike_and_says_that_its_data_is_unknown(talking: Path) -> None:
+    import_authors(talking, talking.parent / "out")
+    export_run(talking.parent / "out", talking.parent / "saved")
+    model, saved = SpeechLM.load(talking.parent / "out", CPU), load_model(talking.parent / "saved", CPU)
+    clips = [clip(8000), clip(20000)]
+    assert saved.generate(clips, "chat", 5) == model.generate(clips, "chat", 5)
+    assert (saved.classify(clips) == model.classify(clips)).all()
+    card = (talking.parent / "saved" / "README.md").read_text()
+    assert "The data of stage 1 is not recorded: take its licences as unknown." in card
+    assert "(imported from `released@" in card
 
 
 def test_a_recipe_can_start_from_it(talking: Path) -> None:

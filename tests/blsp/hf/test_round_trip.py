@@ -17,6 +17,7 @@ from transformers import (
     AutoConfig,
     AutoModelForMultimodalLM,
     AutoProcessor,
+    GenerationConfig,
     HubertConfig,
     PreTrainedTokenizerFast,
     TextIteratorStreamer,
@@ -188,6 +189,9 @@ def test_generation_streams_samples_and_searches_with_beams(saved: Path) -> None
     streamer = TextIteratorStreamer(processor.tokenizer, skip_special_tokens=True)
     ids = model.generate(**one, max_new_tokens=8, streamer=streamer)
     assert "".join(streamer).strip() == processor.decode(ids[0])
+    model.generation_config.eos_token_id = int(ids[0, 2])
+    ended = model.generate(**one, generation_config=GenerationConfig(max_new_tokens=8))
+    assert ended.tolist() == ids[:, : ids[0].tolist().index(int(ids[0, 2])) + 1].tolist()
     inputs = processor(audio=CLIPS, sampling_rate=16000)
     beams = model.generate(**inputs, max_new_tokens=6, num_beams=3, num_return_sequences=2)
     assert len(beams) == 6
