@@ -81,7 +81,9 @@ class Saver:
         self.flush()
         self._state, self.problem = state, ""
         if self._make_room():
-            self._engine.save_checkpoint(str(self._temporary), tag=TAG, save_latest=False)
+            self._engine.save_checkpoint(
+                str(self._temporary), tag=TAG, save_latest=False, exclude_frozen_parameters=True
+            )
             self._begin(self._write)
 
     def report(self) -> Report:

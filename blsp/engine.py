@@ -16,7 +16,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from types import FrameType
 
-import deepspeed
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -24,6 +23,7 @@ from torch import Tensor
 from blsp import zero
 from blsp.checkpoint_folder import TrainingState
 from blsp.export import write_export
+from blsp.frozen import gathered
 from blsp.norms import gradient_norms, update_ratios, whole_norm
 from blsp.recipe import TrainRecipe
 from blsp.run import OnStep, Run, join, prepare, together
@@ -226,7 +226,7 @@ def export(run: Run) -> None:
     model, trained = run.stage.model, set(run.recipe.stage.train)
     parts = sorted(trained | model.exported_parts)
     weights: dict[str, Tensor] = {}
-    with deepspeed.zero.GatheredParameters(list(run.stage.parameters())):
+    with gathered([model.parts[part] for part in parts]):
         if dist.get_rank() == 0:
             for part in parts:
                 for name, value in model.parts[part].state_dict().items():

@@ -12,6 +12,7 @@ the backward pass. Nor the encoder's first convolutions (1 % in Whisper). Causal
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -39,16 +40,16 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 class Flops:
-    """Counts for one model in one stage. Made before DeepSpeed takes the weights apart."""
+    """Counts for one model in one stage."""
 
     def __init__(self, model: SpeechLM, stage: StageSection) -> None:
         self._model, self._stage = model, stage
         self._lora = _matrices(model.parts["lora"].parameters()) if "lora" in model.parts else 0
         embeddings: Any = model.llm.get_input_embeddings()
         decoder: Any = model.llm.get_decoder()
-        self._llm = _matrices(decoder.parameters()) - embeddings.weight.numel() - self._lora
+        self._llm = _matrices(decoder.parameters()) - _matrices([embeddings.weight]) - self._lora
         self._llm_attention = 4 * model.llm.config.num_hidden_layers * model.llm.config.hidden_size
-        self._head = 2 * embeddings.weight.numel()
+        self._head = 2 * _matrices([embeddings.weight])
         layers: Any = model.encoder.trainable()["layers"]
         added = model.parts["encoder_lora"].parameters() if "encoder_lora" in model.parts else ()
         self._encoder_lora = _matrices(added)
@@ -75,7 +76,9 @@ class Flops:
 
 def _matrices(parameters: Iterable[nn.Parameter]) -> int:
     """Weights that multiply; biases and norms do not count."""
-    return sum(parameter.numel() for parameter in parameters if parameter.dim() > 1)
+    # Of a partitioned weight DeepSpeed keeps the shape.
+    shapes = [tuple(getattr(parameter, "ds_shape", parameter.shape)) for parameter in parameters]
+    return sum(math.prod(shape) for shape in shapes if len(shape) > 1)
 
 
 def _pairs(lengths: list[int], prefix_of: list[int] | None = None) -> int:

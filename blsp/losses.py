@@ -10,11 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from shards.sample import EMOTIONS
+
+Head = Callable[[Tensor], Tensor]  # hidden states [R, D] -> logits [R, V]
 
 _ROWS_PER_CHUNK = 512
 _NO_LOGIT = -1e30
@@ -58,30 +60,28 @@ def by_sample(rows: Tensor, row_sample: Tensor, count: int) -> Tensor:
     return rows.double() @ member.double()
 
 
-def _chunked(function: Callable[..., tuple[Tensor, ...]], head: nn.Module, *rows: Tensor) -> tuple[Tensor, ...]:
+def _chunked(function: Callable[..., tuple[Tensor, ...]], head: Head, *rows: Tensor) -> tuple[Tensor, ...]:
     pieces = zip(*(tensor.split(_ROWS_PER_CHUNK) for tensor in rows), strict=True)
     results = [checkpoint(function, head, *piece, use_reentrant=False) for piece in pieces]
     return tuple(torch.cat(values) for values in zip(*results, strict=True))
 
 
-def _ce_rows(head: nn.Module, hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+def _ce_rows(head: Head, hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
     return (functional.cross_entropy(head(hidden).float(), targets, reduction="none"),)
 
 
-def continuation_ce(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+def continuation_ce(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
     """-log p(target), float32 [R]. hidden [R, D] predicts targets [R]."""
     (rows,) = _chunked(_ce_rows, head, hidden, targets)
     return rows
 
 
-def continuation_kl(
-    head: nn.Module, hidden: Tensor, teacher_hidden: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
+def continuation_kl(head: Head, hidden: Tensor, teacher_hidden: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """KL(teacher || student), float32 [R]: both sides at `temperature`, without the factor T^2 (as the authors; arXiv
     2406.03872, eq. 1), and, not to be differentiated, at temperature 1. hidden and teacher_hidden [R, D] predict the
     same response tokens."""
 
-    def kl_rows(head: nn.Module, hidden: Tensor, teacher: Tensor) -> tuple[Tensor, ...]:
+    def kl_rows(head: Head, hidden: Tensor, teacher: Tensor) -> tuple[Tensor, ...]:
         student_logits, teacher_logits = head(hidden).float(), head(teacher).float()
         rows = _kl(student_logits / temperature, teacher_logits / temperature)
         with torch.no_grad():  # last, so that the recomputation before backward stops before it
@@ -93,7 +93,7 @@ def continuation_kl(
 
 
 def cached_kl(
-    head: nn.Module, hidden: Tensor, ids: Tensor, logits: Tensor, log_z: Tensor, temperature: float
+    head: Head, hidden: Tensor, ids: Tensor, logits: Tensor, log_z: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """As `continuation_kl`, against the teacher's k likeliest tokens and the rest taken together as one more.
 
@@ -101,7 +101,7 @@ def cached_kl(
     full KL; what is missing is how the two sides differ within the rest, weighted with the teacher's share of it.
     """
 
-    def kl_rows(head: nn.Module, hidden: Tensor, ids: Tensor, kept: Tensor, log_z: Tensor) -> tuple[Tensor, ...]:
+    def kl_rows(head: Head, hidden: Tensor, ids: Tensor, kept: Tensor, log_z: Tensor) -> tuple[Tensor, ...]:
         student, kept = head(hidden).float(), kept.float()
         rows = _lumped_kl(student / temperature, ids, kept / temperature - log_z[:, :1])
         with torch.no_grad():  # last, as above

@@ -20,6 +20,7 @@ from blsp.encoder import Encoder, add_encoder_lora, load_encoder
 from blsp.export import EXPORT_WEIGHTS, export_config, stages
 from blsp.features import AudioWindow
 from blsp.generation import Answering
+from blsp.head import Head
 from blsp.lora import LoraGate, add_lora
 from blsp.losses import Losses, by_sample, cached_kl, continuation_ce, continuation_kl, emotion_ce
 from blsp.packing import attention_implementation, bounds
@@ -65,9 +66,11 @@ class SpeechLM(Answering):
         encoder.requires_grad_(False)
         object.__setattr__(self, "llm", llm)
         object.__setattr__(self, "encoder", encoder)
+        object.__setattr__(self, "head", Head(llm.get_output_embeddings()))
         embeddings = llm.get_input_embeddings().weight
         assert isinstance(embeddings, Tensor)
-        llm_width = embeddings.shape[1]
+        llm_width = llm.get_input_embeddings().embedding_dim  # of a partitioned weight the shape is [0]
+        assert isinstance(llm_width, int)
         adapter = make_adapter(config.adapter, encoder.width, llm_width)
         # Speech must arrive at the scale that the LLM's own embeddings have.
         self.scale = embedding_scale(embeddings) if scale is None else scale
@@ -96,20 +99,22 @@ class SpeechLM(Answering):
 
     llm: PreTrainedModel
     encoder: Encoder
+    head: Head
 
     @classmethod
-    def build(cls, config: ModelSection, device: torch.device) -> SpeechLM:
-        """A model from pretrained parts, and from the earlier stage's export when `config.init` names one."""
-        dtype = getattr(torch, config.dtype)
+    def build(
+        cls,
+        config: ModelSection,
+        device: torch.device,
+        llm: PreTrainedModel | None = None,
+        scale: float | None = None,
+    ) -> SpeechLM:
+        """A model from pretrained parts, and from the earlier stage's export when `config.init` names one. An `llm`
+        that was read already may be in shares; then `scale` is `embedding_scale` of the whole."""
         template = _load_template(config.llm, config.revision)
-        # Straight to the device: eight ranks of a host need not hold eight copies in its memory.
-        llm: PreTrainedModel = load_whole(
-            AutoModelForCausalLM, config.llm, "model.llm", revision=config.revision, dtype=dtype,
-            trust_remote_code=False, attn_implementation=attention_implementation(device, dtype),
-            device_map={"": device},
-        )  # fmt: skip
-        encoder = load_encoder(config.encoder, AudioWindow(config.audio_window), dtype, device)
-        model = cls(config, llm, encoder, template)
+        llm = load_llm(config, device) if llm is None else llm
+        encoder = load_encoder(config.encoder, AudioWindow(config.audio_window), getattr(torch, config.dtype), device)
+        model = cls(config, llm, encoder, template, scale)
         model.frozen = frozen_weights(config.llm, config.revision, config.encoder)
         if config.init is not None:
             model.load_export(config.init / "export")
@@ -224,7 +229,6 @@ class SpeechLM(Answering):
 
     def forward(self, batch: Batch, stage: StageSection) -> Losses:
         """A stage's losses over one micro-batch, as sums; `total` is weighted and divided by the planned counts."""
-        head = self.llm.get_output_embeddings()
         shift = _KL_SHIFT[stage.kl_shift]
         live = "kl" in stage.losses and stage.teacher == "live"
         teacher = self._read(batch)[batch.text_rows + shift] if live else None
@@ -237,14 +241,14 @@ class SpeechLM(Answering):
         weight, ends = batch.row_weight, batch.targets == end
         ce = kl = kl_t1 = torch.zeros_like(weight)
         if "ce" in stage.losses:
-            ce = weight * continuation_ce(head, heard[batch.rows], batch.targets)
+            ce = weight * self.head(continuation_ce, heard[batch.rows], batch.targets)
         if "kl" in stage.losses:
             student = heard[batch.rows + shift]
             if teacher is not None:
-                compared = continuation_kl(head, student, teacher, stage.kl_temperature)
+                compared = self.head(continuation_kl, student, teacher, stage.kl_temperature)
             else:
                 cached = batch.teacher_ids, batch.teacher_logits, batch.teacher_log_z
-                compared = cached_kl(head, student, *cached, stage.kl_temperature)
+                compared = self.head(cached_kl, student, *cached, stage.kl_temperature)
             kl, kl_t1 = (weight * rows for rows in compared)
             kl = kl * stage.kl_temperature**2 if stage.kl_t2 else kl
         emotion, said = weight.new_zeros(len(batch.emotion)), weight.new_zeros(len(batch.emotion), len(EMOTIONS))
@@ -287,6 +291,17 @@ def _refuse_other_section(folder: Path, part: str, exported: dict[str, Any], con
             f"{folder}: {part} does not fit this recipe's section model; set model.{part} to "
             f"{then.model_dump(mode='json')}"
         )
+
+
+def load_llm(config: ModelSection, device: torch.device) -> PreTrainedModel:
+    """The LLM that `config` names, every tensor of it from its files."""
+    dtype = getattr(torch, config.dtype)
+    # Straight to the device: eight ranks of a host need not hold eight copies in its memory.
+    llm: PreTrainedModel = load_whole(
+        AutoModelForCausalLM, config.llm, "model.llm", revision=config.revision, dtype=dtype, trust_remote_code=False,
+        attn_implementation=attention_implementation(device, dtype), device_map={"": device},
+    )  # fmt: skip
+    return llm
 
 
 def _load_template(llm: str, revision: str | None) -> ChatTemplate | None:

@@ -109,7 +109,7 @@ class ModelSection(Section):
     lora: LoraSection | None = Field(None, description="LoRA on the LLM; null for none")
     encoder_lora: EncoderLoraSection | None = Field(None, description="LoRA on the encoder; null for none")
     init: FilePath | None = Field(
-        None, description="run folder of the earlier stage, whose export this run starts from"
+        None, description="run folder of the earlier stage: this run starts from its export, or its newest checkpoint"
     )
 
 
@@ -198,6 +198,10 @@ _DECIDED_BY = {
 
 class EngineSection(Section):
     zero_stage: int = Field(3, ge=0, le=3, description="DeepSpeed ZeRO stage")
+    frozen: Literal["auto", "resident", "partitioned"] = Field(
+        "auto",
+        description="frozen weights: whole on every rank, or cut by ZeRO-3; auto: resident if a card holds them",
+    )
     gradient_checkpointing: Listed[Literal["encoder", "llm"]] = Field(
         (), description="parts that recompute activations in the backward pass to save memory"
     )
@@ -210,6 +214,8 @@ class EngineSection(Section):
         for key, field in _DECIDED_BY.items():
             if key in self.deepspeed:
                 yield ("deepspeed", key), f"follows from {field}; set that instead"
+        if self.frozen == "partitioned" and self.zero_stage < 3:
+            yield ("frozen",), f"only ZeRO-3 cuts weights, not zero_stage = {self.zero_stage}; set it to 3, or resident"
         zero = self.deepspeed.get("zero_optimization", {})
         if isinstance(zero, dict) and "stage" in zero:
             yield ("deepspeed", "zero_optimization", "stage"), "follows from engine.zero_stage; set that instead"

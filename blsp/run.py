@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import torch.distributed as dist
 from deepspeed.utils import set_z3_leaf_modules
 from torch import Tensor, nn
 
-from blsp import checkpoint, checkpoint_folder, elastic, zero
+from blsp import checkpoint, checkpoint_folder, elastic, frozen, zero
 from blsp.data_section import DataSection
 from blsp.flops import Flops
+from blsp.handover import ensure_export
+from blsp.head import Head
 from blsp.losses import COLUMNS, Losses
 from blsp.meter import Meter
 from blsp.model import SpeechLM
@@ -49,12 +52,17 @@ class Stage(nn.Module):
     step gathers them, and a checkpoint holds exactly what trains.
     """
 
-    def __init__(self, model: SpeechLM, section: StageSection) -> None:
+    def __init__(self, model: SpeechLM, section: StageSection, *, partitioned: bool = False) -> None:
+        """With `partitioned` DeepSpeed sees the frozen parts too and cuts them; a checkpoint is the same."""
         super().__init__()
         self.section = section
         self.parts = nn.ModuleDict({name: model.parts[name] for name in section.train})
         self.parts.requires_grad_(True)
         object.__setattr__(self, "model", model)
+        if partitioned:  # after `parts`: what is in both has its name there
+            self.frozen = nn.ModuleDict({"llm": model.llm, "head": model.head, "encoder": model.encoder.trainable()})
+            self.register_state_dict_post_hook(_without_frozen)  # type: ignore[no-untyped-call]
+            self.register_load_state_dict_post_hook(_expect_no_frozen)  # type: ignore[no-untyped-call]
 
     model: SpeechLM
 
@@ -62,6 +70,18 @@ class Stage(nn.Module):
         """What is differentiated over one micro-batch, and the table of its `Losses`."""
         losses: Losses = self.model(batch, self.section)
         return losses.total, losses.table()
+
+
+_FROZEN = "frozen."
+
+
+def _without_frozen(module: nn.Module, state: dict[str, Any], prefix: str, metadata: object) -> None:
+    for name in [name for name in state if name.startswith(prefix + _FROZEN)]:
+        del state[name]
+
+
+def _expect_no_frozen(module: nn.Module, found: Any) -> None:
+    found.missing_keys[:] = [name for name in found.missing_keys if not name.startswith(_FROZEN)]
 
 
 @dataclass
@@ -141,10 +161,15 @@ def prepare(recipe: TrainRecipe, device: torch.device, on_step: OnStep) -> Run:
         raise ValueError(
             f"data.micro_batches = {recipe.data.micro_batches} is too few for {world} ranks; raise it to {world}"
         )
+    if recipe.model.init is not None:
+        together(partial(ensure_export, recipe.model.init))
+    partitioned = frozen.is_partitioned(recipe, device, lambda line: together(lambda: print(line, flush=True)))
+    settings = zero.config(recipe, world, partitioned=partitioned)
+    llm, scale = frozen.read_once(recipe.model, device, settings if partitioned else None)
     torch.manual_seed(recipe.data.seed)
-    model = SpeechLM.build(recipe.model, device)
+    model = SpeechLM.build(recipe.model, device, llm, scale)
     _checkpoint_activations(model, recipe.engine.gradient_checkpointing)
-    stage = Stage(model, recipe.stage)
+    stage = Stage(model, recipe.stage, partitioned=partitioned)
     shard_set, plan, reader = _data(recipe, model)
     validation = _validation(recipe, model, shard_set)
     meter = Meter(Flops(model, recipe.stage), device)  # before DeepSpeed takes the weights apart
@@ -157,8 +182,8 @@ def prepare(recipe: TrainRecipe, device: torch.device, on_step: OnStep) -> Run:
     # call). Not for the adapter: as a leaf whose input needs no gradient
     # (stage 1) DeepSpeed would let go of its weights before their backward pass.
     layers: Any = model.encoder.trainable()["layers"]
-    set_z3_leaf_modules(stage, [*{type(layer) for layer in layers}], raise_if_not_found=False)
-    engine, *_ = deepspeed.initialize(model=stage, optimizer=optimizer, config=zero.config(recipe, world))
+    set_z3_leaf_modules(stage, [*{type(layer) for layer in layers}, Head], raise_if_not_found=False)
+    engine, *_ = deepspeed.initialize(model=stage, optimizer=optimizer, config=settings)
     engine.train()
     model.train()
     total = _total_steps(recipe, plan)

@@ -30,8 +30,9 @@ def accumulation_steps(micro_batches: int, world_size: int) -> int:
     return math.ceil(micro_batches / world_size)
 
 
-def config(recipe: TrainRecipe, world_size: int) -> dict[str, Any]:
-    """DeepSpeed's JSON for `world_size` ranks, with the recipe's own keys merged in.
+def config(recipe: TrainRecipe, world_size: int, *, partitioned: bool = False) -> dict[str, Any]:
+    """DeepSpeed's JSON for `world_size` ranks, with the recipe's own keys merged in. `partitioned`: frozen parts are
+    cut too.
 
     A micro-batch is one call of the engine, whatever the number of clips in it, so DeepSpeed's batch sizes count calls.
     """
@@ -42,8 +43,7 @@ def config(recipe: TrainRecipe, world_size: int) -> dict[str, Any]:
         "train_batch_size": accumulation * world_size,
         "gradient_clipping": recipe.optim.clip_norm,
         "bf16": {"enabled": recipe.model.dtype == "bfloat16"},
-        # What trains is gathered layer by layer; small tensors kept gathered would be fetched one by one.
-        "zero_optimization": {"stage": recipe.engine.zero_stage, "stage3_param_persistence_threshold": 0},
+        "zero_optimization": _zero_optimization(recipe.engine.zero_stage, partitioned),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "wall_clock_breakdown": False,
@@ -55,6 +55,23 @@ def config(recipe: TrainRecipe, world_size: int) -> dict[str, Any]:
         # no such sum or another optimizer for it.
         generated["data_types"] = {"grad_accum_dtype": "fp32"}
     return merge(generated, recipe.engine.deepspeed)
+
+
+def _zero_optimization(stage: int, partitioned: bool) -> dict[str, Any]:
+    """Sizes in numbers of elements, for Whisper-large-v2 and an LLM of 7 B; docs/deepspeed.md has the reasons."""
+    common = {"stage": stage, "reduce_bucket_size": 50_000_000, "allgather_bucket_size": 50_000_000}
+    if stage < 3:
+        return common
+    return {
+        **common,
+        "overlap_comm": True,
+        "contiguous_gradients": True,
+        # What trains is gathered layer by layer; small tensors kept gathered would be fetched one by one.
+        "stage3_param_persistence_threshold": 0,
+        "stage3_prefetch_bucket_size": 250_000_000 if partitioned else 50_000_000,
+        "stage3_max_live_parameters": 1_000_000_000,
+        "stage3_max_reuse_distance": 1_000_000_000,
+    }
 
 
 def merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:

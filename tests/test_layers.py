@@ -24,6 +24,7 @@ ALLOWED = {
         "blsp.engine",
         "blsp.checkpoint",
         "blsp.elastic",
+        "blsp.frozen",
         "blsp.norms",
         "blsp.snapshot",
         "blsp.zero",

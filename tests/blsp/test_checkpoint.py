@@ -31,8 +31,9 @@ class Engine:
     def __init__(self) -> None:
         self.weights = torch.arange(5.0)
 
-    def save_checkpoint(self, folder: str, *, tag: str, save_latest: bool) -> None:
+    def save_checkpoint(self, folder: str, *, tag: str, save_latest: bool, exclude_frozen_parameters: bool) -> None:
         assert not save_latest
+        assert exclude_frozen_parameters
         engine, commit = self.checkpoint_engine, mock.Mock()
         engine.makedirs(f"{folder}/{tag}")
         engine.create(commit)

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 
 from blsp.checkpoint_folder import damage, newest_valid, read_state, write_manifest
 from blsp.elastic import universal
+from blsp.export import export_config
+from blsp.handover import ensure_export
 from tests.blsp.test_engine import Recipe, World, job, trainings
 from tests.blsp.tiny import LORA, STAGE_2, make_encoder, make_shards, model_section
 from tests.blsp.trainings import Payload
@@ -132,6 +134,27 @@ def test_it_is_made_once_and_again_when_damaged(moved: dict[str, Path], tmp_path
     assert universal(folder, said.append) == made
     assert f"(zero/zero/{tensor.parent.name}/exp_avg.pt is not as it was written)" in said[0]
     assert tensor.read_bytes() == before
+
+
+@pytest.mark.usefixtures("moved")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_later_stage_begins_with_what_a_checkpoint_holds(world: World, tmp_path: Path, kind: str) -> None:
+    run, said = tmp_path / "run", list[str]()
+    shutil.copytree(world.root / f"moved_{kind}", run)
+    shutil.rmtree(run / "export")
+    ensure_export(run, said.append)
+    assert f"{run}: has not finished; beginning with what it knows at step {STEPS}" in said
+    ours, theirs = (
+        load_file(folder / "export" / "model.safetensors") for folder in (run, world.root / f"moved_{kind}")
+    )
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    described = [export_config(folder / "export")["parts"] for folder in (run, world.root / f"moved_{kind}")]
+    assert described[0] == described[1]
+
+
+def test_without_a_checkpoint_nothing_is_handed_over(tmp_path: Path) -> None:
+    ensure_export(tmp_path, pytest.fail)
+    assert not (tmp_path / "export").exists()
 
 
 def test_code_in_the_checkpoint_is_refused_and_does_not_run(

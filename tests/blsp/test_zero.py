@@ -59,6 +59,17 @@ def test_keys_of_the_recipe_are_put_over_section_by_section() -> None:
     assert made["steps_per_print"] == 3
 
 
+def test_what_is_fetched_ahead_holds_a_layer_of_what_is_cut() -> None:
+    def ahead(partitioned: bool) -> int:
+        made = zero.config(recipe(), 2, partitioned=partitioned)["zero_optimization"]
+        return int(made["stage3_prefetch_bucket_size"])
+
+    whisper_layer, qwen_7b_layer = 12 * 1280**2, 3584 * (2 * 3584 + 2 * 512 + 3 * 18944)
+    assert ahead(partitioned=False) > 2 * whisper_layer
+    assert ahead(partitioned=True) > qwen_7b_layer
+    assert "stage3_prefetch_bucket_size" not in zero.config(recipe(zero_stage=2), 2)["zero_optimization"]
+
+
 def test_merging_changes_neither_side() -> None:
     base, extra = {"a": {"b": 1}, "c": 2}, {"a": {"d": 3}, "c": {"e": 4}}
     assert zero.merge(base, extra) == {"a": {"b": 1, "d": 3}, "c": {"e": 4}}

@@ -1,0 +1,139 @@
+"""The frozen LLM of a job: read once, by rank 0, and then whole on every rank or one share of it on each.
+
+`resident`: every rank has all of it, and no step gathers a frozen weight. `partitioned`: ZeRO-3 cuts it like what
+trains, for an LLM that no card can hold; each pass then gathers it layer by layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from blsp.encoder import new_encoder
+from blsp.features import AudioWindow
+from blsp.model import embedding_scale, load_llm
+from blsp.packing import attention_implementation
+from blsp.recipe import ModelSection, TrainRecipe
+
+# Of a card's memory: the rest is for activations, gathered layers and what the allocator cannot use.
+_SHARE_FOR_STATES = 0.6
+_BYTES_PER_TRAINED = 18  # bfloat16 weight, float32 sum of gradients, float32 weight and two moments
+
+
+def read_once(config: ModelSection, device: torch.device, partitioned: dict[str, Any] | None) -> tuple[Any, float]:
+    """The LLM and the scale of its embeddings; every rank calls it, and only rank 0 reads the files.
+
+    Whole on `device`, or cut into shares when `partitioned` is given: DeepSpeed's configuration. Errors of rank 0 are
+    raised on all.
+    """
+    source: PreTrainedModel | None = None
+    shared: list[Any] = [None, None, None]  # configuration, scale, what went wrong
+    if dist.get_rank() == 0:
+        try:
+            # What is to be cut is read into the host's memory: the card could not hold it.
+            source = load_llm(config, torch.device("cpu") if partitioned else device)
+            weight = source.get_input_embeddings().weight
+            assert isinstance(weight, Tensor)
+            shared = [source.config, embedding_scale(weight), None]
+        except (ValueError, OSError) as problem:
+            shared[2] = problem
+    dist.broadcast_object_list(shared, src=0)
+    llm_config, scale, error = shared
+    if error is not None:
+        raise error
+    if partitioned is not None:
+        return _partitioned(source, llm_config, config, device, partitioned), scale
+    llm = source if source is not None else _empty(llm_config, config, device)
+    for tensor in _stored(llm).values():
+        dist.broadcast(tensor.data, src=0)
+    return llm, scale
+
+
+def _empty(llm_config: Any, config: ModelSection, device: torch.device) -> PreTrainedModel:
+    """An LLM whose weights are still to come."""
+    dtype = getattr(torch, config.dtype)
+    with device, no_init_weights():
+        llm: PreTrainedModel = AutoModelForCausalLM.from_config(
+            llm_config, dtype=dtype, attn_implementation=attention_implementation(device, dtype)
+        )
+    return llm
+
+
+def _stored(llm: nn.Module) -> dict[str, Tensor]:
+    """Parameters, each once, and the buffers that a file holds."""
+    state = llm.state_dict(keep_vars=True)
+    seen: dict[int, str] = {}
+    for name, tensor in state.items():
+        seen.setdefault(id(tensor), name)
+    return {name: state[name] for name in seen.values()}
+
+
+def _partitioned(
+    source: PreTrainedModel | None,
+    llm_config: Any,
+    config: ModelSection,
+    device: torch.device,
+    settings: dict[str, Any],
+) -> PreTrainedModel:
+    # Its memory-efficient linear layer would stay in torch's place for good.
+    with deepspeed.zero.Init(config_dict_or_path=settings, mem_efficient_linear=False):
+        llm = _empty(llm_config, config, device)
+    given = _stored(source) if source is not None else {}
+    for name, tensor in _stored(llm).items():
+        with deepspeed.zero.GatheredParameters([tensor], modifier_rank=0):
+            if source is not None:
+                tensor.data.copy_(given[name])
+        if not hasattr(tensor, "ds_id"):  # a buffer
+            dist.broadcast(tensor.data, src=0)
+    return llm
+
+
+@contextmanager
+def gathered(parts: Sequence[nn.Module]) -> Iterator[None]:
+    """All weights of `parts` as they are, wherever their shares lie; every rank enters it."""
+    with deepspeed.zero.GatheredParameters([p for part in parts for p in part.parameters() if hasattr(p, "ds_id")]):
+        yield
+
+
+def is_partitioned(recipe: TrainRecipe, device: torch.device, announce: Callable[[str], object]) -> bool:
+    """What `engine.frozen` comes to on this device; `auto` says why in one line."""
+    if recipe.engine.frozen != "auto":
+        return recipe.engine.frozen == "partitioned"
+    world = dist.get_world_size()
+    if device.type != "cuda" or world == 1 or recipe.engine.zero_stage < 3:
+        return False
+    frozen, trained = _weights(recipe)
+    needed = frozen * (2 if recipe.model.dtype == "bfloat16" else 4) + trained * _BYTES_PER_TRAINED / world
+    cards: list[int] = [0] * world
+    dist.all_gather_object(cards, torch.cuda.get_device_properties(device).total_memory)
+    card = min(cards)
+    partitioned = needed > _SHARE_FOR_STATES * card
+    announce(
+        f"frozen: {'partitioned' if partitioned else 'resident'}, because frozen weights and what trains take "
+        f"{needed / 1e9:.0f} GB of the smallest card's {card / 1e9:.0f} GB; engine.frozen decides otherwise"
+    )
+    return partitioned
+
+
+def _weights(recipe: TrainRecipe) -> tuple[int, int]:
+    """Frozen weights, and those of the encoder if it trains: adapter and LoRA are small beside them."""
+    section, dtype = recipe.model, getattr(torch, recipe.model.dtype)
+    with torch.device("meta"), no_init_weights():
+        llm = AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(section.llm, revision=section.revision, trust_remote_code=False), dtype=dtype
+        )
+        encoder = new_encoder(
+            AutoConfig.from_pretrained(section.encoder, trust_remote_code=False), AudioWindow(section.audio_window),
+            True, dtype, "eager",
+        )  # fmt: skip
+    heard = sum(p.numel() for p in encoder.pretrained.parameters())
+    trained = heard if "encoder" in recipe.stage.train else 0
+    return sum(p.numel() for p in llm.parameters()) + heard - trained, trained
