@@ -1,6 +1,7 @@
 """What a training step costs: each saving beside the authors' way, the arithmetic at real size, and on a GPU itself.
 
-    python -m tests.bench.train [--device cpu|cuda] [--only PARTS] [--shapes NAME] [--rounds N] [--clips N] [--out FILE]
+    python -m tests.bench.train [--device cpu|cuda] [--only PARTS] [--shapes NAME] [--rounds N] [--threads N]
+        [--clips N] [--out FILE]
 
 On a CPU: one stage-1 step of a middle-sized model of random weights, run in all ways by turns (about four minutes on
 two idle cores), and the arithmetic. On a GPU: Whisper-large-v2 with Qwen2.5-7B's shapes, random weights, both stages.
@@ -31,6 +32,8 @@ def main() -> int:
     arguments = _parse()
     shapes = {part: SHAPES[arguments.shapes or ("middle" if part == "savings" else "large")] for part in PARTS}
     figures: dict[str, Any] = {}
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory(prefix="bench-train-") as folder:
         scratch = Path(folder)
         if "throughput" in arguments.only:
@@ -42,7 +45,17 @@ def main() -> int:
             step = rows.Step(shapes["savings"], scratch)
             saved = rows.measure(step, arguments.rounds)
             figures["savings"] = [asdict(row) for row in saved]
-            print(tables.savings(saved, {**machine(), "rounds": arguments.rounds, "shapes": shapes["savings"].name}))
+            print(
+                tables.savings(
+                    saved,
+                    {
+                        **machine(),
+                        "threads": torch.get_num_threads(),
+                        "rounds": arguments.rounds,
+                        "shapes": shapes["savings"].name,
+                    },
+                )
+            )
         if "arithmetic" in arguments.only:
             figures["arithmetic"] = tables.per_clip(shapes["arithmetic"])
             print(tables.arithmetic(figures["arithmetic"], shapes["arithmetic"]))
@@ -58,6 +71,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--only", type=_parts, metavar="A,B", help=f"some of {','.join(PARTS)}")
     parser.add_argument("--shapes", choices=tuple(SHAPES), help="of the model (middle; at real size large)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of the savings (3)")
+    parser.add_argument("--threads", type=int, metavar="N", help="of a CPU (all); with 1 a busy machine says more")
     parser.add_argument("--clips", type=int, metavar="N", help="per micro-batch at real size (as many as fit)")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="where the figures go too")
     arguments = parser.parse_args()

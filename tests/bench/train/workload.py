@@ -35,6 +35,7 @@ TOP_K = 32
 LORA_RANK = 16
 _WORDS_PER_S = 3.0
 _LONGEST_RESPONSE = 48
+_CLIPS_AT_ONCE = 16  # of a teacher's logits, which are large
 
 STAGE_1 = StageSection.model_validate({"train": ["adapter"], "losses": {"kl": 1}, "prompts": {"continue": 1}})
 CACHED = STAGE_1.model_copy(update={"teacher": "cached"})
@@ -172,10 +173,13 @@ def batch(model: SpeechLM, samples: Sequence[Sample], stage: StageSection) -> Ba
 
 def with_predictions(model: SpeechLM, samples: Sequence[Sample]) -> list[Sample]:
     """The same samples with what the text LLM says of each response token, as `writer.teacher` keeps it in shards."""
-    _, logits = model.response_logits(batch(model, samples, STAGE_1))
-    rows = kept_predictions(logits, _spec())
-    ends = np.cumsum(lengths(samples).response)
-    return [replace(s, teacher=part) for s, part in zip(samples, np.split(rows, ends[:-1]), strict=True)]
+    taught = []
+    for start in range(0, len(samples), _CLIPS_AT_ONCE):
+        some = samples[start : start + _CLIPS_AT_ONCE]
+        _, logits = model.response_logits(batch(model, some, STAGE_1))
+        rows = np.split(kept_predictions(logits, _spec()), np.cumsum(lengths(some).response)[:-1])
+        taught += [replace(sample, teacher=part) for sample, part in zip(some, rows, strict=True)]
+    return taught
 
 
 def _spec() -> TeacherSpec:
