@@ -34,13 +34,16 @@ class GivenIds:
     def __init__(self, segments: dict[str, Any]) -> None:
         self.segments = segments
 
-    def prefix(self, prompt: str, emotion: str | None = None) -> list[int]:
+    def around(self, prompt: str, emotion: str | None = None, num_earlier: int = 0) -> list[list[int]]:
         """The student's instruction where the label is not told, the teacher's where it is."""
+        assert num_earlier == 0
         instruction = {"continue_tone": "audio_instruction", "continue_emotion": "instruction"}[prompt]
-        return [*self.segments["start"], *self.segments[instruction]]
+        return [[*self.segments["start"], *self.segments[instruction]], list(self.segments["prefix"])]
 
-    def suffix(self) -> list[int]:
-        return list(self.segments["prefix"])
+    def context(self, prompt: str, emotion: str | None, contents: Sequence[list[int]]) -> list[int]:
+        before, behind = self.around(prompt, emotion)
+        (content,) = contents
+        return [*before, *content, *behind]
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         return [list(json.loads(text)) for text in texts]
