@@ -121,7 +121,13 @@ class BlspEmoProcessor(ProcessorMixin):
     def _batch(self, pairs: list[tuple[list[int], list[int]]], clips: list[NDArray[np.int16]]) -> BatchFeature:
         asked = left_padded([context + answer for context, answer in pairs], pad_id=self.tokenizer.pad_token_id or 0)
         data = {**vars(asked)}
-        if all(answer for _, answer in pairs):
+        answered = {bool(answer) for _, answer in pairs}
+        if len(answered) > 1:
+            raise ValueError(
+                "some of these conversations end with the assistant and are to be learnt, others are to be answered; "
+                "make two batches of them"
+            )
+        if answered == {True}:
             data["labels"] = left_padded([[_IGNORED] * len(c) + a for c, a in pairs], pad_id=_IGNORED).input_ids
         if clips:
             data["input_values"] = pad_sequence([torch.from_numpy(clip) for clip in clips], batch_first=True)

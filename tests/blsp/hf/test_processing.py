@@ -103,6 +103,14 @@ def test_conversations_that_the_model_was_not_made_for_are_sentences(
         processor(conversation)
 
 
+def test_conversations_to_learn_and_to_answer_are_two_batches(processor: BlspEmoProcessor) -> None:
+    asked = [{"role": "user", "content": "Good morning"}]
+    answered = [*asked, {"role": "assistant", "content": "Hello"}]
+    assert "labels" in processor([answered, answered])
+    with pytest.raises(ValueError, match="make two batches of them"):
+        processor([asked, answered])
+
+
 def test_a_prompt_is_one_of_the_models(processor: BlspEmoProcessor) -> None:
     with pytest.raises(ValueError, match="prompt 'sing' is not one of continue, continue_tone, identify, chat"):
         processor(audio=clip(8000), sampling_rate=16000, prompt="sing")
