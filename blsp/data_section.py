@@ -83,6 +83,9 @@ class ValidationSection(Section):
     best: Literal["loss", "ce", "kl", "kl_t1", "emotion", "emotion_accuracy", "emotion_ua"] = Field(
         "loss", description="the figure by which the best checkpoint is chosen, which is always kept"
     )
+    shown: NonNegativeInt = Field(
+        4, description="clips that TensorBoard lets you hear, with what the model says of them each time"
+    )
     patience: PositiveInt | None = Field(
         None, description="end the training after so many validations in a row without a better one; null for never"
     )

@@ -188,11 +188,13 @@ def _validate(run: Run) -> bool:
     if validation is None or not _is_due(run, validation.section.every_steps, run.step):
         return False
     with run.meter.aside("validation"):
-        sums = validation.measure(run.engine, run.stage.model, run.device)
-    scalars = validation.scalars(run.recipe.stage, sums)
-    run.best = validation.better(run.best, scalars[validation.section.best], run.step)
+        measured = validation(run.engine, run.stage.model, run.recipe.stage, run.device)
+    first = run.best is None
+    run.best = validation.better(run.best, measured.scalars[validation.section.best], run.step)
     if run.tracker is not None:
-        run.tracker.log(run.step, {f"validation/{name}": value for name, value in scalars.items()})
+        step = run.step
+        run.tracker.log(step, {f"validation/{name}": value for name, value in measured.scalars.items()})
+        run.tracker.show(lambda writer: validation.write(writer, step, measured, first))
     return run.best.step == run.step
 
 

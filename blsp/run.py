@@ -66,9 +66,9 @@ class Stage(nn.Module):
 
     model: SpeechLM
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What is differentiated over one micro-batch, and the table of its `Losses`."""
-        losses: Losses = self.model(batch, self.section)
+    def forward(self, batch: Batch, section: StageSection | None = None) -> tuple[Tensor, Tensor]:
+        """What is differentiated over one micro-batch, and the table of its `Losses`; this stage's, or `section`'s."""
+        losses: Losses = self.model(batch, section or self.section)
         return losses.total, losses.table()
 
 

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 
 from blsp.data_section import ValidationSection
 from blsp.evaluate.metrics import balanced_accuracy
@@ -23,6 +24,8 @@ from blsp.losses import COLUMNS
 from blsp.model import SpeechLM
 from blsp.recipe import StageSection, TrainRecipe
 from blsp.scalars import confusion, grouped, means, means_by_corpus
+from blsp.shown import Shown, write_confusion
+from blsp.tone import ToneSensitivity
 from shards.batches.collate import Batch, Collator
 from shards.batches.mixture import Mixture
 from shards.batches.plan import Plan
@@ -44,6 +47,16 @@ class Best:
     step: int
     waited: int  # validations since then
     of: str  # metric and clips: figures of others cannot be compared
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One validation: what is logged, the confusion matrix where there is a classifier, and the answers to the clips
+    that are shown."""
+
+    scalars: dict[str, float]
+    confusion: list[list[int]] | None
+    answers: list[str]
 
 
 class _Chosen(Mixture):
@@ -96,27 +109,36 @@ class Validation:
         self._plan.check(1)
         self._reader = Reader(shard_set, self._plan, collator, rank=dist.get_rank(), world_size=dist.get_world_size())
         self.corpora = shard_set.all_corpora
+        self.tone = ToneSensitivity(shard_set, self.rows.tolist(), collator)
+        self.shown = Shown(shard_set, self.rows[: self.section.shown].tolist(), collator)
         clips = hashlib.blake2b(shard_set.rows["id_hash"][self.rows].tobytes(), digest_size=8)
         self.of = f"{self.section.best} {clips.hexdigest()}"
 
-    def measure(self, engine: Any, model: SpeechLM, device: torch.device) -> Tensor:
-        """float64 [C, 6, K] on all ranks: sums by corpus and emotion (none first). Every rank calls it. Weights and
-        random numbers stay as they are: nothing is dropped."""
-        world, rank, calls = dist.get_world_size(), dist.get_rank(), self._reader.calls_per_step
-        num_steps, num_groups = self._plan.num_steps(0), len(self.corpora) * _KINDS
-        sums = torch.zeros(num_steps, calls * world, num_groups, len(COLUMNS), dtype=torch.float64, device=device)
+    def __call__(self, engine: Any, model: SpeechLM, stage: StageSection, device: torch.device) -> Measured:
+        """Every rank calls it. Weights and random numbers stay as they are: nothing is dropped."""
         engine.eval()
         model.eval()
         try:
             # To begin to read draws from torch's generator.
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                for step, batches in islice(self._reader.steps(0), num_steps):
-                    for index, batch in enumerate(batches):
-                        _, table = engine(batch.to(device))
-                        sums[step, index * world + rank] = grouped(table, self._groups(batch), num_groups)
+                sums = self.measure(engine, device)
+                tone = self.tone.measure(engine, stage, device)
+                answers = self.shown.ask(model)
         finally:
             engine.train()
             model.train()
+        counts = confusion(sums.sum(0)[1:]) if "emotion" in stage.losses else None
+        return Measured(self.scalars(stage, sums) | tone, counts, answers)
+
+    def measure(self, engine: Any, device: torch.device) -> Tensor:
+        """float64 [C, 6, K] on all ranks: sums by corpus and emotion (none first). Every rank calls it."""
+        world, rank, calls = dist.get_world_size(), dist.get_rank(), self._reader.calls_per_step
+        num_steps, num_groups = self._plan.num_steps(0), len(self.corpora) * _KINDS
+        sums = torch.zeros(num_steps, calls * world, num_groups, len(COLUMNS), dtype=torch.float64, device=device)
+        for step, batches in islice(self._reader.steps(0), num_steps):
+            for index, batch in enumerate(batches):
+                _, table = engine(batch.to(device))
+                sums[step, index * world + rank] = grouped(table, self._groups(batch), num_groups)
         dist.all_reduce(sums)
         # As many terms at any number of ranks: the order of an addition may depend on that.
         whole = sums[:, : self._plan.micro_batches].cpu().flatten(0, 1).sum(0)
@@ -137,6 +159,12 @@ class Validation:
             if recalls:
                 found["emotion_ua"] = balanced_accuracy(counts)
         return found
+
+    def write(self, writer: SummaryWriter, step: int, measured: Measured, first: bool) -> None:
+        """What of it is not a number, into TensorBoard."""
+        if measured.confusion is not None:
+            write_confusion(writer, step, measured.confusion)
+        self.shown.write(writer, step, measured.answers, first)
 
     def better(self, best: Best | None, value: float, step: int) -> Best:
         """The best so far, after one more validation. A first one, and one of other clips, is the best."""

@@ -36,7 +36,7 @@ ALLOWED = {
     "ray": {"cluster.ray_session", "shards.pipeline.actors"},
     "s3fs": {"shards.sets.object_store"},
     "sklearn": {"blsp.evaluate.systems"},
-    "tensorboard": {"blsp.tracking"},
+    "tensorboard": {"blsp.shown", "blsp.tracking", "blsp.validate"},
     "typer": {"launcher.cli"},
     "webdataset": set(),  # for tests and benchmarks
 }

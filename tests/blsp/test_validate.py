@@ -34,7 +34,7 @@ Json = dict[str, Any]
 def world(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
     root = tmp_path_factory.mktemp("world")
     model = model_section(llm_folder, make_encoder(root / "encoder"), lora={**LORA, "dropout": 0.1})
-    make_shards(root / "held_out", "continue_emotion", 9, corpus="others")
+    make_shards(root / "held_out", "continue_emotion", 9, corpus="others", same_words=9)
     shared = {
         "kind": "train",
         "model": model.model_dump(mode="json"),
@@ -207,10 +207,12 @@ def measured_by(world: World, monkeypatch: pytest.MonkeyPatch, num_ranks: int) -
     for rank in range(num_ranks):
         monkeypatch.setattr(validate.dist, "get_rank", lambda rank=rank: rank)
         validation, stage = make(world)
-        validation.measure(stage, stage.model, CPU)
+        with torch.no_grad():
+            validation.measure(stage, CPU)
     together = torch.stack(parts).sum(0)
     monkeypatch.setattr(validate.dist, "all_reduce", lambda sums: sums.copy_(together))
-    return validation.measure(stage, stage.model, CPU)
+    with torch.no_grad():
+        return validation.measure(stage, CPU)
 
 
 def test_any_number_of_ranks_measures_the_same_to_the_bit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +225,7 @@ def test_any_number_of_ranks_measures_the_same_to_the_bit(world: World, monkeypa
 @pytest.mark.usefixtures("alone")
 def test_the_figures_are_those_of_the_clips_one_by_one(world: World) -> None:
     validation, stage = make(world)
-    sums = validation.measure(stage, stage.model, CPU)
+    measured = validation(stage, stage.model, STAGE_2, CPU)
     collator = validation._reader._collator
     tables, emotions = [], []
     assert stage.training and stage.model.training
@@ -235,7 +237,7 @@ def test_the_figures_are_those_of_the_clips_one_by_one(world: World) -> None:
         emotions.append(int(batch.emotion))
     table = torch.cat(tables)
     assert len(table) == 7
-    scalars = validation.scalars(STAGE_2, sums)
+    scalars = measured.scalars
     assert scalars["loss"] == pytest.approx(means(STAGE_2, table.sum(0))["loss"], rel=1e-5)
     said = table[:, COLUMNS.index("said_neutral") :].argmax(1).tolist()
     right = [a == b for a, b in zip(said, emotions, strict=True)]

@@ -117,6 +117,7 @@ def make_shards(
     llm: Path | None = None,
     teacher: TeacherSpec | None = None,
     corpus: str = "clips",
+    same_words: int = 1,
 ) -> Path:
     """A shard set of clips of 0.3 to 1 s with all five emotions, the first ones without; written by the pipeline's own
     tasks but not by Ray. With an `llm` that one continues the texts, and says what it predicts."""
@@ -125,7 +126,7 @@ def make_shards(
     lines = []
     for i in range(num_clips):
         soundfile.write(root / f"{i:02d}.wav", clip(int(random.uniform(4800, 16000)), i), 16000)
-        text = f"Sentence {i}" + " and so on" * (i % 3)
+        text = f"Sentence {i // same_words}" + " and so on" * (i // same_words % 3)
         label = {"emotion": EMOTIONS[i % 5], "corpus": corpus} if i >= unlabelled else {"corpus": corpus}
         lines.append(json.dumps({"audio": f"{i:02d}.wav", "text": text, **label}))
     (root / "clips.jsonl").write_text("\n".join(lines))
