@@ -215,6 +215,7 @@ def measured_by(world: World, monkeypatch: pytest.MonkeyPatch, num_ranks: int) -
         return validation.measure(stage, CPU)
 
 
+@pytest.mark.slow
 def test_any_number_of_ranks_measures_the_same_to_the_bit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two, three = (measured_by(world, monkeypatch, num_ranks) for num_ranks in (1, 2, 3))
     assert one.any()
