@@ -71,7 +71,8 @@ def test_both_learn_the_same(results: dict[str, dict[str, Any]], root: Path, nam
     exports = [
         load_file(root / f"{name}_{kind}" / "export" / "model.safetensors") for kind in ("partitioned", "resident")
     ]
-    torch.testing.assert_close(*exports, rtol=1e-5, atol=1e-6)
+    # AdamW steps as far for a gradient that is little more than rounding.
+    torch.testing.assert_close(*exports, rtol=0, atol=1e-5)
 
 
 def gathered(result: dict[str, Any]) -> list[int]:
