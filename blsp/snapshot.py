@@ -91,6 +91,6 @@ def write_file(content: Any, path: Path) -> None:
         # torch's zip writer says this of a full disk, and not in these words.
         if not any(sign in str(error) for sign in ("inline_container", "iostream", "PytorchStreamWriter")):
             raise
-        raise OSError(f"{path.name} could not be written; is the disk full?") from error
+        raise OSError(f"{path.name}: is the disk full?") from error
     with path.open("rb") as file:
         os.fsync(file.fileno())
