@@ -10,11 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from blsp.export import stages
+from blsp.hf.convert import export_run, load_model
 from blsp.model import SpeechLM
 from blsp.recipe import TrainRecipe
 from launcher.recipe_files import load_kind
 from tests.blsp.test_engine import World, job, trainings
-from tests.blsp.tiny import CPU, make_encoder, make_shards
+from tests.blsp.tiny import CPU, clip, make_encoder, make_shards
 
 pytestmark = pytest.mark.slow
 
@@ -90,6 +92,20 @@ def test_stage_2_starts_from_the_adapter_of_stage_1(world: World) -> None:
     recipe = TrainRecipe.model_validate_json((world.root / "stage2" / "recipe.json").read_text())
     adapter = SpeechLM.build(recipe.model, CPU).parts["adapter"].state_dict()
     assert all(torch.equal(first[f"adapter.{key}"], value) for key, value in adapter.items())
+
+
+def test_the_export_of_stage_2_as_transformers_has_it_tells_the_data_of_both_stages(world: World) -> None:
+    content, _ = exported(world, "stage2")
+    assert [stage["stage"]["train"] for stage in stages(content)] == [["adapter"], content["stage"]["train"]]
+    assert all(stage["corpora"] == [{"corpus": "clips", "licence": None, "clips": 24}] for stage in stages(content))
+    export_run(world.root / "stage2", world.root / "saved")
+    card = (world.root / "saved" / "README.md").read_text()
+    assert "1. trained adapter with the losses 1 x kl, under the prompt continue, 3 steps" in card
+    assert "| clips | unknown | 24 |" in card
+    model, saved = SpeechLM.load(world.root / "stage2", CPU), load_model(world.root / "saved", CPU)
+    samples = [clip(9000), clip(14000, 1)]
+    assert saved.generate(samples, "chat", 6) == model.generate(samples, "chat", 6)
+    assert (saved.classify(samples) == model.classify(samples)).all()
 
 
 def test_each_learns_the_targets_that_it_says(world: World) -> None:
