@@ -1,10 +1,10 @@
-"""How many floating-point operations a step takes, from shapes and lengths alone: all matrix products, convolutions and
-attention; a multiplication with its addition is two.
+"""How many floating-point operations a step of stage 1 takes, run in one way or another, from shapes and lengths alone:
+all matrix products, convolutions and attention; a multiplication with its addition is two.
 
 N weights of a part, t positions that pass through it:
     frozen, forward                         2 N t
     frozen, gradient of its input           2 N t more (the LLM under the student; not the encoder, not the teacher)
-    learning                                2 N t more for its weights (adapter; in stage 2 encoder and LoRA)
+    learning                                2 N t more for its weights (the adapter)
     attention, q queries on k keys          4 q k width in each layer, and 8 q k width for its gradient
     head, r rows of logits                  2 V H r, and 2 V H r for the gradient of the student's rows
 Apart from these: what is computed a second time in the backward pass (the chunks of logits, the LLM under gradient
@@ -21,27 +21,21 @@ from transformers import Qwen2Config, WhisperConfig
 from blsp.encoder import SpeechEncoder
 from blsp.features import AudioWindow, num_frames
 from tests.bench.train.shapes import Shapes
-from tests.bench.train.workload import LORA_RANK, Lengths
+from tests.bench.train.workload import Lengths
 
 _KERNEL = 5  # of the adapter's three convolutions
 
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """How a step is run. `padded`: segments apart, with eager attention; `stage` 2 also trains encoder and LoRA, by the
-    cross-entropy, without a teacher."""
+    """How a step is run. `padded`: segments apart, with eager attention."""
 
-    stage: int = 1
     window: str = "exact"
     padded: bool = False
     all_logits: bool = False
     shared_prefix: bool = True
     cached_teacher: bool = False
     checkpointing: bool = False
-
-    @property
-    def live_teacher(self) -> bool:
-        return self.stage == 1 and not self.cached_teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +48,6 @@ class Flops:
     student: float
     head: float
     recomputed: float
-
-    @property
-    def useful(self) -> float:
-        """Without what is computed again: what a model FLOP utilisation counts."""
-        return self.total - self.recomputed
 
     @property
     def total(self) -> float:
@@ -93,22 +82,22 @@ def step_flops(shapes: Shapes, lengths: Lengths, way: Way) -> Flops:
     rows = sum(lengths.response)
     row_flops = 2 * llm.vocab_size * llm.hidden_size
     heard = student.tokens if way.all_logits else rows
-    read = (teacher.tokens if way.all_logits else rows) if way.live_teacher else 0
+    read = (teacher.tokens if way.all_logits else rows) if not way.cached_teacher else 0
     forward = 2 * llm_weights(llm) * student.tokens + _llm_attention(llm) * student.pairs
     backward = 2 * llm_weights(llm) * student.tokens + 2 * _llm_attention(llm) * student.pairs
-    lora = 6 * lora_weights(llm) * student.tokens if way.stage == 2 else 0
-    encoder, encoder_again = _encoder(shapes.encoder, lengths, way)
-    again = encoder_again + (0 if way.all_logits else row_flops * (heard + read))
+    again = 0 if way.all_logits else row_flops * (heard + read)
     if way.checkpointing:
-        # torch stops where nothing more is needed: before each layer's last map, unless LoRA learns there.
+        # torch stops where nothing more is needed: before each layer's last map.
         last = 2 * llm.num_hidden_layers * llm.hidden_size * llm.intermediate_size * student.tokens
-        again += forward - last if way.stage == 1 else forward + lora / 3
+        again += forward - last
     again += 0 if way.padded else _llm_attention(llm) * student.pairs / 2
     return Flops(
-        encoder=encoder,
+        encoder=_encoder(shapes.encoder, lengths, way),
         adapter=_adapter(shapes, lengths, way),
-        teacher=2 * llm_weights(llm) * teacher.tokens + _llm_attention(llm) * teacher.pairs if way.live_teacher else 0,
-        student=forward + backward + lora,
+        teacher=2 * llm_weights(llm) * teacher.tokens + _llm_attention(llm) * teacher.pairs
+        if not way.cached_teacher
+        else 0,
+        student=forward + backward,
         head=row_flops * (2 * heard + read),
         recomputed=again,
     )
@@ -126,20 +115,12 @@ def llm_weights(config: Qwen2Config) -> int:
     return config.num_hidden_layers * int(attention + 3 * width * inner)
 
 
-def lora_weights(config: Qwen2Config) -> int:
-    """N of LoRA on all linear maps of each layer."""
-    width, inner = config.hidden_size, config.intermediate_size
-    key = width // config.num_attention_heads * config.num_key_value_heads
-    return config.num_hidden_layers * LORA_RANK * int(2 * (width + width) + 2 * (width + key) + 3 * (width + inner))
-
-
 def _llm_attention(config: Qwen2Config) -> int:
     """Per pair of query and key."""
     return 4 * int(config.num_hidden_layers * config.hidden_size)
 
 
-def _encoder(config: WhisperConfig, lengths: Lengths, way: Way) -> tuple[float, float]:
-    """The encoder's own, and what it computes again."""
+def _encoder(config: WhisperConfig, lengths: Lengths, way: Way) -> float:
     width, window = config.d_model, AudioWindow(way.window)
     frames = [num_frames(window.padded(samples)) for samples in lengths.samples]
     positions = [SpeechEncoder.num_positions(window.padded(samples)) for samples in lengths.samples]
@@ -147,11 +128,7 @@ def _encoder(config: WhisperConfig, lengths: Lengths, way: Way) -> tuple[float, 
     attention = 4 * config.encoder_layers * width * sum(p * p for p in positions)
     convolution = 2 * 3 * config.num_mel_bins * width * sum(frames)
     mel = 2 * 201 * config.num_mel_bins * sum(frames)
-    forward = 2 * weights * sum(positions) + attention + convolution
-    if way.stage == 1:
-        return forward + mel, 0
-    again = attention / 2 + (forward if way.checkpointing else 0)
-    return 3 * forward - convolution + mel, again  # log-mel needs no gradient
+    return 2 * weights * sum(positions) + attention + convolution + mel
 
 
 def _adapter(shapes: Shapes, lengths: Lengths, way: Way) -> float:
@@ -160,6 +137,6 @@ def _adapter(shapes: Shapes, lengths: Lengths, way: Way) -> float:
     flops = 0
     for i, after in enumerate((width, width, llm_width)):
         positions = [(p - 1) // 2 + 1 for p in positions]
-        passes = 2 if i == 0 and way.stage == 1 else 3  # a frozen encoder needs no gradient
+        passes = 2 if i == 0 else 3  # the frozen encoder needs no gradient
         flops += passes * 2 * _KERNEL * width * 2 * after * sum(positions)
     return flops + 3 * 2 * 2 * llm_width * shapes.bottleneck * sum(positions)

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 
+from blsp.flops import Flops, peak_flops
 from blsp.model import SpeechLM
 from blsp.recipe import StageSection
+from shards.batches.collate import Batch
 from tests.bench.data.timing import Spread
-from tests.bench.train.arithmetic import Way, step_flops
 from tests.bench.train.shapes import Shapes
 from tests.bench.train.workload import (
     CACHED,
@@ -23,7 +24,6 @@ from tests.bench.train.workload import (
     build,
     checkpoint_activations,
     clips,
-    lengths,
     with_predictions,
 )
 
@@ -31,12 +31,10 @@ CLIP_S = 10.0
 # Audio hours per hour of one H200.
 TARGETS = {"stage 1, live teacher": 550.0, "stage 1, cached teacher": 730.0}
 FORMULA = """
-MFU = FLOP per step / seconds / the card's dense bf16 peak. FLOP, for N weights and t positions: LLM 2 N t forward and
-2 N t for its input's gradient (student), 2 N t (live teacher); encoder 2 N t, adapter and what else learns 2 N t more
-for each gradient; attention and the rows of logits on top. What is computed a second time is not counted. The optimizer
-(AdamW over what learns, in bf16) steps after each micro-batch; a run does so after many.
+MFU = useful operations (the formula is in blsp/flops.py) / seconds / the card's dense bf16 peak; what is computed a
+second time is not counted. The optimizer (AdamW over what learns, in bf16) steps after each micro-batch; a run does so
+after many. Tokens are the student's, a common prompt once.
 """
-_PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0}  # dense bf16
 _WARM_UP, _STEPS = 2, 5
 _MOST_CLIPS = 256  # more are not faster
 
@@ -58,17 +56,13 @@ class Throughput:
 class _Training:
     name: str
     stage: StageSection
-    way: Way
+    checkpointing: bool
 
 
 TRAININGS = tuple(
-    _Training(f"{name}{', checkpointing' if again else ''}", stage, Way(checkpointing=again, **how))
-    for name, stage, how in (
-        ("stage 1, live teacher", STAGE_1, {}),
-        ("stage 1, cached teacher", CACHED, {"cached_teacher": True}),
-        ("stage 2", STAGE_2, {"stage": 2}),
-    )
-    for again in (False, True)
+    _Training(f"{name}{', checkpointing' if checkpointing else ''}", stage, checkpointing)
+    for name, stage in (("stage 1, live teacher", STAGE_1), ("stage 1, cached teacher", CACHED), ("stage 2", STAGE_2))
+    for checkpointing in (False, True)
 )
 
 
@@ -79,35 +73,32 @@ def measure(shapes: Shapes, scratch: Path, device: torch.device, num_clips: int 
     for with_lora in (False, True):
         model = build(shapes, scratch, device, dtype, "exact", with_lora)
         for training in TRAININGS:
-            if (training.way.stage == 2) == with_lora:
-                measured.append(_measure(model, shapes, training, num_clips))
+            if (training.stage is STAGE_2) == with_lora:
+                measured.append(_measure(model, training, num_clips))
         del model
         _let_go(device)
     return measured
 
 
-def _measure(model: SpeechLM, shapes: Shapes, training: _Training, num_clips: int | None) -> Throughput:
+def _measure(model: SpeechLM, training: _Training, num_clips: int | None) -> Throughput:
     device = next(model.llm.parameters()).device
     learns = ["llm", *({"encoder"} & set(training.stage.train))]
-    checkpoint_activations(model, learns if training.way.checkpointing else [])
+    checkpoint_activations(model, learns if training.checkpointing else [])
     fits = num_clips or _most_that_fit(model, training, device)
-    step = _step(model, training, fits)
+    made = _batch(model, training, fits)
+    step = _step(model, training, made)
     for _ in range(_WARM_UP):
         step()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    taken = list(_seconds(step, device))
-    spread = Spread.of(taken)
-    sizes = lengths(clips([CLIP_S] * fits, training.stage))
-    flops = step_flops(shapes, sizes, training.way).useful
-    peak = _peak_flops(device)
+    spread, peak = Spread.of(list(_seconds(step, device))), peak_flops(device)
     result = Throughput(
         name=training.name,
         num_clips=fits,
         seconds=spread,
         audio_h_per_h=fits * CLIP_S / spread.median,
-        tokens_per_s=sum(sizes.student) / spread.median,
-        mfu=None if peak is None else flops / spread.median / peak,
+        tokens_per_s=len(made.input_ids) / spread.median,
+        mfu=None if peak is None else Flops(model, training.stage)(made) / spread.median / peak,
         peak_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
     )
     del step
@@ -131,7 +122,7 @@ def _most_that_fit(model: SpeechLM, training: _Training, device: torch.device) -
 
 def _fits(model: SpeechLM, training: _Training, num_clips: int) -> bool:
     try:
-        step = _step(model, training, num_clips)
+        step = _step(model, training, _batch(model, training, num_clips))
         step()
         step()  # the first has made the optimizer's state
     except torch.cuda.OutOfMemoryError:
@@ -139,12 +130,15 @@ def _fits(model: SpeechLM, training: _Training, num_clips: int) -> bool:
     return True
 
 
-def _step(model: SpeechLM, training: _Training, num_clips: int) -> Callable[[], None]:
-    """Forward, backward and optimizer over one micro-batch."""
+def _batch(model: SpeechLM, training: _Training, num_clips: int) -> Batch:
     samples = clips([CLIP_S] * num_clips, training.stage)
-    if training.way.cached_teacher:
+    if training.stage.teacher == "cached":
         samples = with_predictions(model, samples)
-    made = batch(model, samples, training.stage)
+    return batch(model, samples, training.stage)
+
+
+def _step(model: SpeechLM, training: _Training, made: Batch) -> Callable[[], None]:
+    """Forward, backward and optimizer over one micro-batch."""
     learning = torch.nn.ModuleList(model.parts[name] for name in training.stage.train).requires_grad_(True)
     optimizer = torch.optim.AdamW(learning.parameters(), lr=1e-5, fused=True)
 
@@ -164,13 +158,6 @@ def _seconds(step: Callable[[], None], device: torch.device) -> Iterator[float]:
         step()
         _wait(device)
         yield time.perf_counter() - began
-
-
-def _peak_flops(device: torch.device) -> float | None:
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((tera * 1e12 for card, tera in _PEAK_TFLOPS.items() if card in name), None)
 
 
 def _wait(device: torch.device) -> None:
