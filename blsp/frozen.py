@@ -87,12 +87,16 @@ def _partitioned(
     with deepspeed.zero.Init(config_dict_or_path=settings, mem_efficient_linear=False):
         llm = _empty(llm_config, config, device)
     given = _stored(source) if source is not None else {}
-    for name, tensor in _stored(llm).items():
-        with deepspeed.zero.GatheredParameters([tensor], modifier_rank=0):
+    for name, weight in llm.named_parameters():
+        with deepspeed.zero.GatheredParameters([weight], modifier_rank=0):
             if source is not None:
-                tensor.data.copy_(given[name])
-        if not hasattr(tensor, "ds_id"):  # a buffer
-            dist.broadcast(tensor.data, src=0)
+                weight.data.copy_(given[name])
+    # zero.Init has rounded what is no weight, the rotary frequencies, to the type of the weights.
+    shared: list[dict[str, Tensor]] = [dict(source.named_buffers()) if source is not None else {}]
+    dist.broadcast_object_list(shared, src=0)
+    for name, value in shared[0].items():
+        owner, _, last = name.rpartition(".")
+        setattr(llm.get_submodule(owner), last, value.to(device))
     return llm
 
 

@@ -25,6 +25,7 @@ from tests.blsp.tiny import ALL_AT_ONCE, CPU, LORA, STAGE_1, make_encoder, make_
 NOTHING_KEPT = {"zero_optimization": {"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}}
 CHOICES = ("resident", "partitioned")
 STAGES = {"all": ALL_AT_ONCE, "stage_1": STAGE_1}
+KINDS = {**STAGES, "bfloat16": ALL_AT_ONCE}
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +39,9 @@ def results(root: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str, dict[st
     shards = make_shards(root / "data", "continue", 11)
     section = model_section(make_loud_llm(tokenizer, root / "llm"), make_encoder(root / "encoder"), lora=LORA)
     recipes = []
-    for name, stage in STAGES.items():
+    for name, stage in KINDS.items():
         model = section.model_dump(mode="json") | ({} if "lora" in stage.train else {"lora": None})
+        model["dtype"] = "bfloat16" if name == "bfloat16" else "float32"
         for choice in CHOICES:
             checkpointing = ["llm", "encoder"] if name == "all" else []
             recipes.append(
@@ -73,6 +75,13 @@ def test_both_learn_the_same(results: dict[str, dict[str, Any]], root: Path, nam
     ]
     # AdamW steps as far for a gradient that is little more than rounding.
     torch.testing.assert_close(*exports, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_both_begin_the_same_in_bfloat16(results: dict[str, dict[str, Any]]) -> None:
+    """What is no weight, such as the frequencies of positions, is as precise in both."""
+    ours, theirs = (results[f"bfloat16_{choice}"]["steps"][0]["losses"] for choice in CHOICES)
+    assert ours == pytest.approx(theirs, rel=1e-6)
 
 
 def gathered(result: dict[str, Any]) -> list[int]:
