@@ -75,9 +75,9 @@ def test_two_then_one_then_three_ranks_log_what_two_would_have(world: World, kin
     ours, theirs = world.log(f"moved_{kind}"), world.log("straight_zero3")
     assert [line["step"] for line in ours] == list(range(1, STEPS + 1))
     for one, other in zip(ours, theirs, strict=True):
-        if kind == "zero0":  # in float32 DeepSpeed clips without telling the norm
-            del one["grad_norm"], other["grad_norm"]
-        assert one == pytest.approx(other, rel=1e-5, abs=1e-7)
+        assert one.keys() == other.keys()
+        for key, value in one.items():  # norms of single groups feel the rounding of a few small gradients
+            assert value == pytest.approx(other[key], rel=1e-4 if "norm" in key or "ratio" in key else 1e-5, abs=1e-7)
 
 
 def heard(world: World, name: str) -> dict[int, list[str]]:
