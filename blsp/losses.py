@@ -1,18 +1,19 @@
 """The three losses: row by row, then as sums of each sample, which the engine divides by the step's planned counts.
 
 R response rows, D hidden width, V vocabulary. Logits exist only for the rows that a loss needs and only one chunk at
-a time, forward and backward: `lm_head` runs inside a checkpoint. Everything after the logits is in float32.
+a time; while they are there the gradient of the chunk's hidden rows is computed too: `lm_head`, which is frozen, runs
+in the forward pass alone. Everything after the logits is in float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from shards.sample import EMOTIONS
 
@@ -60,10 +61,38 @@ def by_sample(rows: Tensor, row_sample: Tensor, count: int) -> Tensor:
     return rows.double() @ member.double()
 
 
-def _chunked(function: Callable[..., tuple[Tensor, ...]], head: Head, *rows: Tensor) -> tuple[Tensor, ...]:
-    pieces = zip(*(tensor.split(_ROWS_PER_CHUNK) for tensor in rows), strict=True)
-    results = [checkpoint(function, head, *piece, use_reentrant=False) for piece in pieces]
-    return tuple(torch.cat(values) for values in zip(*results, strict=True))
+class _GradientAtHand(torch.autograd.Function):
+    """Losses [R], of which row r depends on row r of hidden [R, D] alone, with its gradient [R, D]."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, losses: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return losses.clone()
+
+    @staticmethod
+    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return (weight[:, None] * gradient).to(gradient.dtype), None, None
+
+
+def _chunked(
+    function: Callable[..., tuple[Tensor, ...]], head: Head, hidden: Tensor, *rows: Tensor
+) -> tuple[Tensor, ...]:
+    """What `function(head, hidden, *rows)` gives chunk by chunk: losses, to differentiate by `hidden`, and more [R]."""
+    learns = torch.is_grad_enabled() and hidden.requires_grad
+    results, gradients = [], []
+    for piece, *others in zip(*(tensor.split(_ROWS_PER_CHUNK) for tensor in (hidden, *rows)), strict=True):
+        leaf = piece.detach().requires_grad_(learns)
+        with torch.set_grad_enabled(learns):
+            losses, *more = function(head, leaf, *others)
+        if learns:
+            losses.sum().backward()
+            gradients.append(leaf.grad)
+        results.append((losses.detach(), *more))
+    rows_losses, *rows_more = (torch.cat(values) for values in zip(*results, strict=True))
+    if learns:
+        rows_losses = _GradientAtHand.apply(hidden, rows_losses, torch.cat(gradients))  # type: ignore[no-untyped-call]
+    return rows_losses, *rows_more
 
 
 def _ce_rows(head: Head, hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
@@ -84,7 +113,7 @@ def continuation_kl(head: Head, hidden: Tensor, teacher_hidden: Tensor, temperat
     def kl_rows(head: Head, hidden: Tensor, teacher: Tensor) -> tuple[Tensor, ...]:
         student_logits, teacher_logits = head(hidden).float(), head(teacher).float()
         rows = _kl(student_logits / temperature, teacher_logits / temperature)
-        with torch.no_grad():  # last, so that the recomputation before backward stops before it
+        with torch.no_grad():
             at_1 = _kl(student_logits, teacher_logits)
         return rows, at_1
 
@@ -104,7 +133,7 @@ def cached_kl(
     def kl_rows(head: Head, hidden: Tensor, ids: Tensor, kept: Tensor, log_z: Tensor) -> tuple[Tensor, ...]:
         student, kept = head(hidden).float(), kept.float()
         rows = _lumped_kl(student / temperature, ids, kept / temperature - log_z[:, :1])
-        with torch.no_grad():  # last, as above
+        with torch.no_grad():
             at_1 = _lumped_kl(student, ids, kept - log_z[:, 1:])
         return rows, at_1
 

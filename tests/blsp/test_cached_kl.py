@@ -20,6 +20,7 @@ class Sharp(nn.Linear):
     def __init__(self, vocabulary: int = VOCABULARY, scale: float = 3.0) -> None:
         super().__init__(WIDTH, vocabulary, bias=False)
         nn.init.normal_(self.weight, std=scale / WIDTH**0.5)
+        self.requires_grad_(False)
 
 
 @pytest.fixture

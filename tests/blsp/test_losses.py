@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from blsp import losses
 from blsp.losses import _ROWS_PER_CHUNK, COLUMNS, Losses, by_sample, continuation_ce, continuation_kl, emotion_ce
 
 WIDTH, VOCABULARY = 8, 40
@@ -17,7 +16,7 @@ ROW_COUNTS = [1, _ROWS_PER_CHUNK - 1, _ROWS_PER_CHUNK, _ROWS_PER_CHUNK + 1, 2 * 
 @pytest.fixture
 def head() -> nn.Linear:
     torch.manual_seed(0)
-    return nn.Linear(WIDTH, VOCABULARY, bias=False)
+    return nn.Linear(WIDTH, VOCABULARY, bias=False).requires_grad_(False)
 
 
 def rows(number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -33,8 +32,8 @@ def plain_kl(head: nn.Module, hidden: Tensor, teacher: Tensor, temperature: floa
     return (p * (p / q).log()).sum(-1)
 
 
-def both(value: Tensor, weight: Tensor, hidden: Tensor, head: nn.Linear) -> tuple[Tensor, ...]:
-    return value, *torch.autograd.grad((value * weight).sum(), [hidden, head.weight])
+def both(value: Tensor, weight: Tensor, hidden: Tensor) -> tuple[Tensor, ...]:
+    return value, *torch.autograd.grad((value * weight).sum(), [hidden])
 
 
 @pytest.mark.parametrize("number", ROW_COUNTS)
@@ -42,7 +41,7 @@ def test_ce_equals_full_logits_forward_and_gradient(head: nn.Linear, number: int
     hidden, _, targets, weight = rows(number)
     full = -head(hidden).log_softmax(-1)[torch.arange(number), targets]
     ours = continuation_ce(head, hidden, targets)
-    torch.testing.assert_close(both(ours, weight, hidden, head), both(full, weight, hidden, head), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(both(ours, weight, hidden), both(full, weight, hidden), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -51,13 +50,12 @@ def test_kl_equals_full_logits_forward_and_gradient(head: nn.Linear, number: int
     hidden, teacher, _, weight = rows(number)
     full = plain_kl(head, hidden, teacher, temperature)
     ours, at_1 = continuation_kl(head, hidden, teacher, temperature)
-    torch.testing.assert_close(both(ours, weight, hidden, head), both(full, weight, hidden, head), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(both(ours, weight, hidden), both(full, weight, hidden), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(at_1, plain_kl(head, hidden, teacher, 1.0).detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_kl_of_equals_is_zero_and_pulls_nowhere(head: nn.Linear) -> None:
     hidden, _, _, weight = rows(10)
-    head.requires_grad_(False)
     kl, at_1 = continuation_kl(head, hidden, hidden.detach(), 2.0)
     (gradient,) = torch.autograd.grad((kl * weight).sum(), [hidden])
     assert max(kl.abs().max(), at_1.abs().max(), gradient.abs().max()) < 1e-6
@@ -66,7 +64,7 @@ def test_kl_of_equals_is_zero_and_pulls_nowhere(head: nn.Linear) -> None:
 def test_a_temperature_divides_the_logits_of_both_sides(head: nn.Linear) -> None:
     hidden, teacher, _, _ = rows(10)
     at_2, at_1 = continuation_kl(head, hidden, teacher, 2.0)
-    halved = nn.Linear(WIDTH, VOCABULARY, bias=False)
+    halved = nn.Linear(WIDTH, VOCABULARY, bias=False).requires_grad_(False)
     halved.weight.data = head.weight.data / 2
     torch.testing.assert_close(at_2, continuation_kl(halved, hidden, teacher, 1.0)[0])
     assert (at_2 < at_1).all()
@@ -87,21 +85,42 @@ def test_rows_do_not_read_each_other(head: nn.Linear) -> None:
         assert (together > 0).all()
 
 
-def test_what_is_for_the_log_only_is_not_computed_again_for_the_gradient(
-    head: nn.Linear, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hidden, teacher, _, _ = rows(10)
-    kl_of_two, calls = losses._kl, list[Tensor]()
-
-    def counted(student: Tensor, teacher: Tensor) -> Tensor:
-        calls.append(student)
-        return kl_of_two(student, teacher)
-
-    monkeypatch.setattr(losses, "_kl", counted)
-    kl, _ = continuation_kl(head, hidden, teacher, 2.0)
-    assert len(calls) == 2
+def test_the_head_runs_once_per_row_and_never_in_the_backward_pass(head: nn.Linear) -> None:
+    """Over the student's rows and the teacher's, whatever is logged beside; no more is kept than a chunk's logits."""
+    number = 2 * _ROWS_PER_CHUNK + 3
+    hidden, teacher, _, _ = rows(number)
+    called: list[int] = []
+    head.register_forward_hook(lambda module, args, output: called.append(len(output)))
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda t: t):
+        kl, _ = continuation_kl(head, hidden, teacher, 2.0)
+    assert (sum(called), max(called)) == (2 * number, _ROWS_PER_CHUNK)
+    assert max(kept) <= max(_ROWS_PER_CHUNK * VOCABULARY, number * WIDTH)
     kl.sum().backward()
-    assert len(calls) == 3
+    assert sum(called) == 2 * number
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_nothing_is_kept_where_nothing_learns(head: nn.Linear, number: int) -> None:
+    """Also of no row at all, in which a gradient is as empty."""
+    hidden, teacher, targets, _ = rows(number)
+    with torch.no_grad():
+        assert not continuation_ce(head, hidden, targets).requires_grad
+    assert not continuation_kl(head, hidden.detach(), teacher, 2.0)[0].requires_grad
+    (gradient,) = torch.autograd.grad(continuation_kl(head, hidden, teacher, 2.0)[0].sum(), [hidden])
+    assert gradient.shape == hidden.shape
+
+
+def test_a_head_tied_to_the_embeddings_is_the_same_head() -> None:
+    torch.manual_seed(0)
+    embeddings, head = nn.Embedding(VOCABULARY, WIDTH), nn.Linear(WIDTH, VOCABULARY, bias=False)
+    head.weight = embeddings.weight
+    head.requires_grad_(False)
+    hidden, _, targets, _ = rows(10)
+    full = -(hidden @ embeddings.weight.T).log_softmax(-1)[torch.arange(10), targets]
+    torch.testing.assert_close(
+        both(continuation_ce(head, hidden, targets), torch.ones(10), hidden), both(full, torch.ones(10), hidden)
+    )
 
 
 def test_losses_are_in_float32_whatever_the_model(head: nn.Linear) -> None:

@@ -7,8 +7,8 @@ N weights of a part, t positions that pass through it:
     learning                                2 N t more for its weights (the adapter)
     attention, q queries on k keys          4 q k width in each layer, and 8 q k width for its gradient
     head, r rows of logits                  2 V H r, and 2 V H r for the gradient of the student's rows
-Apart from these: what is computed a second time in the backward pass (the chunks of logits, the LLM under gradient
-checkpointing, the scores of fused attention). Causal attention counts in full.
+Apart from these: what is computed a second time in the backward pass (the LLM under gradient checkpointing, the scores
+of fused attention). Causal attention counts in full.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def step_flops(shapes: Shapes, lengths: Lengths, way: Way) -> Flops:
     read = (teacher.tokens if way.all_logits else rows) if not way.cached_teacher else 0
     forward = 2 * llm_weights(llm) * student.tokens + _llm_attention(llm) * student.pairs
     backward = 2 * llm_weights(llm) * student.tokens + 2 * _llm_attention(llm) * student.pairs
-    again = 0 if way.all_logits else row_flops * (heard + read)
+    again = 0.0
     if way.checkpointing:
         # torch stops where nothing more is needed: before each layer's last map.
         last = 2 * llm.num_hidden_layers * llm.hidden_size * llm.intermediate_size * student.tokens

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -27,23 +28,33 @@ class Cost:
     flops: int
 
 
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """What autograd holds in place of a saved tensor."""
+
+    tensor: Tensor
+
+
 def cost(forward: Callable[[], Tensor], weights: Iterable[Tensor]) -> Cost:
     """What a forward and the backward from its result cost."""
     known = {weight.untyped_storage().data_ptr() for weight in weights}
-    kept: dict[int, int] = {}
+    alive: WeakSet[_Kept] = WeakSet()  # what a loss kept and has let go of, once it had its gradient, is not counted
 
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    def keep(tensor: Tensor) -> _Kept:
+        kept = _Kept(tensor)
+        alive.add(kept)
+        return kept
 
     kernels = {_SDPA: _attention, _SDPA_BACKWARD: _attention_backward}
     with FlopCounterMode(display=False, custom_mapping=kernels) as counter:
-        with saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss = forward()  # keeps all of it alive: no storage takes the place of another
+        with saved_tensors_hooks(keep, lambda kept: kept.tensor):
+            loss = forward()
+        storages = {
+            storage.data_ptr(): storage.nbytes() for storage in (kept.tensor.untyped_storage() for kept in alive)
+        }
         loss.backward()
-    return Cost(float(loss.detach()), sum(kept.values()), int(counter.get_total_flops()))
+    kept_bytes = sum(size for place, size in storages.items() if place not in known)
+    return Cost(float(loss.detach()), kept_bytes, int(counter.get_total_flops()))
 
 
 def _attention(query: Any, key: Any, *args: Any, **kwargs: Any) -> int:
