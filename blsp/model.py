@@ -60,6 +60,7 @@ class SpeechLM(Answering):
         """Without a `template` the model takes token ids, and no text. `scale` is `embedding_scale` of an LLM whose
         weights are still to come."""
         super().__init__()
+        _refuse_other_layers(config.llm, llm)
         self.config = config
         self._template = template
         llm.requires_grad_(False)
@@ -302,6 +303,16 @@ def load_llm(config: ModelSection, device: torch.device) -> PreTrainedModel:
         attn_implementation=attention_implementation(device, dtype), device_map={"": device},
     )  # fmt: skip
     return llm
+
+
+def _refuse_other_layers(name: str, llm: PreTrainedModel) -> None:
+    """Sequences that lie end to end are kept apart by attention alone."""
+    kinds = set(getattr(llm.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        raise ValueError(
+            f"model.llm: {name} has layers of the kind {', '.join(sorted(kinds))}, through which clips of one batch "
+            "would change each other; choose an LLM of full or sliding attention"
+        )
 
 
 def _load_template(llm: str, revision: str | None) -> ChatTemplate | None:

@@ -199,3 +199,11 @@ def test_a_template_without_one_place_for_the_speech_is_refused(
     tokenizer.chat_template = chat_template
     with pytest.raises(ValueError, match=complaint):
         ChatTemplate(tokenizer).prefix("continue")
+
+
+def test_an_llm_whose_layers_do_more_than_attend_is_refused(model: SpeechLM) -> None:
+    llm = copy.copy(model.llm)
+    llm.config = copy.deepcopy(model.llm.config)
+    llm.config.layer_types = ["full_attention", "linear_attention"]
+    with pytest.raises(ValueError, match=r"has layers of the kind linear_attention, through which clips"):
+        SpeechLM(model.config, llm, model.encoder, model.template)
