@@ -35,7 +35,7 @@ def savings(measured: Sequence[Measured], conditions: Mapping[str, Any]) -> str:
                 row.name, _spread(row.seconds, 1), _spread(row.core_seconds, 1), _spread(row.faster, 1),
                 f"{row.kept_bytes / 1e6:.0f}", f"{first.kept_bytes / row.kept_bytes:.1f}", f"{row.flops / 1e9:.0f}",
                 f"{first.flops / row.flops:.1f}", f"{row.loss:.6f}",
-                "another window" if row.off is None else f"{row.off:.0e}",
+                _off(row, first),
             )
         )  # fmt: skip
     off = max(row.off for row in measured if row.off is not None)
@@ -49,6 +49,12 @@ def savings(measured: Sequence[Measured], conditions: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     head = ", ".join(f"{name} {value}" for name, value in conditions.items())
     return "\n".join([head, "", *_markdown(lines), "", *verdicts, ""])
+
+
+def _off(row: Measured, first: Measured) -> str:
+    if row is first:
+        return ""
+    return "another window" if row.off is None else f"{row.off:.0e}"
 
 
 def _verdict(what: str, value: float, target: str, met: bool) -> str:
