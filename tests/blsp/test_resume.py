@@ -117,6 +117,12 @@ def assert_same(world: World, ours: str, theirs: str) -> None:
         assert state_hashes(world, ours, name) == state_hashes(world, theirs, name), name
 
 
+def heard(world: World, run: str) -> dict[int, list[str]]:
+    """The clips of each step, in their order."""
+    lines = (world.root / run / "heard-1-0.jsonl").read_text().splitlines()
+    return {line["step"]: line["ids"] for line in map(json.loads, lines)}
+
+
 def state_hashes(world: World, run: str, checkpoint: str) -> dict[str, Any]:
     """Of the files with weights and moments."""
     manifest = json.loads((world.root / run / "checkpoints" / checkpoint / "manifest.json").read_text())
@@ -131,6 +137,9 @@ def test_after_every_step_a_new_start_changes_no_bit(
 ) -> None:
     assert resumed[f"fp32-{step}"] == straight[0]
     assert_same(world, f"fp32-{step}", "fp32")
+    ids, all_ids = heard(world, f"fp32-{step}"), heard(world, "fp32")
+    assert set(ids) >= set(range(step, STEPS))
+    assert ids == {at: all_ids[at] for at in ids}
 
 
 @pytest.mark.parametrize("step", BF16_AFTER)
