@@ -64,6 +64,8 @@ def _empty(llm_config: Any, config: ModelSection, device: torch.device) -> PreTr
         llm: PreTrainedModel = AutoModelForCausalLM.from_config(
             llm_config, dtype=dtype, attn_implementation=attention_implementation(device, dtype)
         )
+        # Left out with the new weights. Every rank must hold a tied weight once, or the broadcasts do not match.
+        llm.tie_weights()
     return llm
 
 

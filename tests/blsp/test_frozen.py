@@ -24,7 +24,7 @@ from tests.blsp.tiny import ALL_AT_ONCE, CPU, LORA, STAGE_1, make_encoder, make_
 # As with an LLM of 7 B: nothing stays gathered until it is used again.
 NOTHING_KEPT = {"zero_optimization": {"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}}
 CHOICES = ("resident", "partitioned")
-STAGES = {"all": ALL_AT_ONCE, "stage_1": STAGE_1}
+STAGES = {"all": ALL_AT_ONCE, "stage_1": STAGE_1, "tied": STAGE_1}
 KINDS = {**STAGES, "bfloat16": ALL_AT_ONCE}
 
 
@@ -38,9 +38,11 @@ def results(root: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str, dict[st
     """By name of the run."""
     shards = make_shards(root / "data", "continue", 11)
     section = model_section(make_loud_llm(tokenizer, root / "llm"), make_encoder(root / "encoder"), lora=LORA)
+    tied = {"llm": str(make_loud_llm(tokenizer, root / "tied", tied=True))}
     recipes = []
     for name, stage in KINDS.items():
-        model = section.model_dump(mode="json") | ({} if "lora" in stage.train else {"lora": None})
+        model = section.model_dump(mode="json") | (tied if name == "tied" else {})
+        model |= {} if "lora" in stage.train else {"lora": None}
         model["dtype"] = "bfloat16" if name == "bfloat16" else "float32"
         for choice in CHOICES:
             checkpointing = ["llm", "encoder"] if name == "all" else []

@@ -82,12 +82,13 @@ def make_wave_encoder(folder: Path, config: HubertConfig | WavLMConfig, normalis
     return folder
 
 
-def make_loud_llm(tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
-    """A Qwen2 of large random weights: its attention looks somewhere, its logits differ by about 5."""
+def make_loud_llm(tokenizer: PreTrainedTokenizerFast, folder: Path, tied: bool = False) -> Path:
+    """A Qwen2 of large random weights: its attention looks somewhere, its logits differ by about 5.
+    With `tied` embeddings they are the head too."""
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=False, initializer_range=0.2,
+        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=tied, initializer_range=0.2,
         eos_token_id=tokenizer.eos_token_id, bos_token_id=None, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     Qwen2ForCausalLM(config).save_pretrained(folder)
