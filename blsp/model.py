@@ -233,7 +233,8 @@ class SpeechLM(Answering):
         shift = _KL_SHIFT[stage.kl_shift]
         live = "kl" in stage.losses and stage.teacher == "live"
         teacher = self._read(batch)[batch.text_rows + shift] if live else None
-        with torch.set_grad_enabled(not {"encoder", "encoder_lora"}.isdisjoint(stage.train)):
+        encoder_trains = not {"encoder", "encoder_lora"}.isdisjoint(stage.train)
+        with torch.set_grad_enabled(encoder_trains and torch.is_grad_enabled()):
             encoded, lengths = self.encoder(batch.waveform, batch.num_samples)
         speech, lengths = self.parts["adapter"](encoded, lengths)
         heard = self._listen(batch, speech)

@@ -130,6 +130,22 @@ def test_a_filler_calls_every_module_for_a_loss_and_gradient_of_zero(model: Spee
     assert not any(gradient.any() for gradient in zeros.values())
 
 
+def test_a_pass_without_gradients_keeps_nothing_for_them(model: SpeechLM) -> None:
+    stage, batch = Stage(model, ALL_AT_ONCE), batch_of(model, ALL_AT_ONCE, [0, 1])
+    kept: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        kept.append(tensor.nbytes)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        with torch.no_grad():
+            stage(batch)
+        assert not kept
+        stage(batch)
+    assert kept
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("stage", [STAGE_1, STAGE_2, ALL_AT_ONCE], ids=["stage1", "stage2", "all_at_once"])
 def test_gradient_checkpointing_changes_nothing(section: ModelSection, stage: StageSection, dropout: float) -> None:
