@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -34,8 +35,11 @@ from blsp.checkpoint_folder import (
     checkpoint_name,
     entries,
     prune,
+    receipt_name,
+    receipts,
     remove,
     sweep,
+    temporary_name,
 )
 from blsp.snapshot import SnapshotEngine
 from blsp.weight_files import named_in_pickle
@@ -46,6 +50,9 @@ from cluster.owner import TakenOverError
 torch.serialization.add_safe_globals([ZeroStageEnum, LossScaler, fragment_address])
 
 
+_PATIENCE_S = 10.0  # a shared file system may show another host's files late
+
+
 class Report(IntEnum):
     """What a rank tells the others about the checkpoint in flight, in each step."""
 
@@ -53,6 +60,7 @@ class Report(IntEnum):
     READY = 1  # its files are on the disk; of rank 0, once all are: committed
     FAILED = 2
     TAKEN_OVER = 3  # the run folder is another's now
+    FATAL = 4  # an error that is no disk's
 
 
 class Saver:
@@ -60,57 +68,54 @@ class Saver:
 
     A checkpoint that cannot be written is said and passed over: the earlier ones stay, training goes on, and the next
     one is tried in its turn. `still_owned` raises when another process has taken the folder over; rank 0 asks it before
-    each commit.
+    each checkpoint and each commit. `claim` counts the owners: none touches what a later one is writing.
     """
 
     def __init__(
         self, engine: DeepSpeedEngine, folder: Path, keep: int, still_owned: Callable[[], object] = lambda: None
     ) -> None:
         self._engine, self._folder, self._keep = engine, folder, keep
-        self.still_owned = still_owned
+        self.still_owned, self.claim = still_owned, 0
         self._snapshot = engine.checkpoint_engine = SnapshotEngine()
         engine._copy_recovery_script = lambda save_path: None  # no programs among the weights
         self._state: TrainingState | None = None  # of the checkpoint in flight
+        self._temporary = folder  # where its files are until it is committed
         self._committing = False
         self._thread = threading.Thread()
+        self._outcome = Report.NOTHING  # of what the thread does
         self._error: BaseException | None = None
         self.problem = ""  # of the newest checkpoint; the same on all ranks, in different words
 
     def save(self, state: TrainingState) -> None:
         """Copy what trains and write it from now on; waits for the checkpoint before, if that is still in flight."""
         self.flush()
-        self._state, self.problem = state, ""
-        if self._make_room():
+        self._state, self._error, self.problem = state, None, ""
+        if not self._make_room():
+            return
+        try:
             self._engine.save_checkpoint(
                 str(self._temporary), tag=TAG, save_latest=False, exclude_frozen_parameters=True
             )
-            self._begin(self._write)
+        except BaseException:
+            self._state = None  # nothing is in flight that could be committed
+            raise
+        self._begin(self._write)
 
     def report(self) -> Report:
         """What to tell the other ranks in this step."""
-        if self._state is None or self._thread.is_alive() or (self._committing and dist.get_rank() != 0):
-            return Report.NOTHING
-        if isinstance(self._error, TakenOverError):
-            return Report.TAKEN_OVER
-        if self._error is not None and not isinstance(self._error, OSError):
-            raise self._error
-        return Report.READY if self._error is None else Report.FAILED
+        return Report.NOTHING if self._state is None else self._outcome
 
     def hear(self, reports: Sequence[int]) -> None:
         """What all ranks told in this step, by rank. Commits when all are ready; raises ValueError on all ranks when
-        the run folder is another's."""
+        the run folder is another's, and one rank's error of another kind on all."""
         if self._state is None or Report.NOTHING in reports[: 1 if self._committing else None]:
             return
-        if Report.TAKEN_OVER in reports:
-            raise self._error or TakenOverError(
-                f"{self._folder.parent}: taken over by another process; rank 0 says by which"
-            )
-        if Report.FAILED in reports:
+        if max(reports) > Report.READY:
             self._give_up(reports)
         elif self._committing:
             self._state, self._committing = None, False
         else:
-            self._committing = True
+            self._committing, self._outcome = True, Report.NOTHING
             if dist.get_rank() == 0:
                 self._begin(self._commit)
 
@@ -130,48 +135,53 @@ class Saver:
             raise OSError(self.problem)
 
     def _make_room(self) -> bool:
-        """Whether rank 0 could make the folder that all write into."""
-        self._error = None
+        """Whether rank 0 could make the folders that all write into. Raises on all ranks as `hear` does."""
         if dist.get_rank() == 0:
-            try:
-                sweep(self._folder)
-                self._temporary.mkdir(parents=True)
-            except OSError as error:
-                self._error = error
-        outcome = [Report.READY if self._error is None else Report.FAILED]
-        dist.broadcast_object_list(outcome, src=0)
-        if outcome[0] == Report.FAILED:
-            self._give_up(outcome)
-        return outcome[0] == Report.READY
+            self._attempt(self._make_folders)
+        told: list[Any] = [self._outcome, str(self._temporary)]
+        dist.broadcast_object_list(told, src=0)
+        self._outcome, self._temporary = Report.NOTHING, Path(told[1])
+        if told[0] != Report.READY:
+            self._give_up(told[:1])
+        return bool(told[0] == Report.READY)
 
-    @property
-    def _temporary(self) -> Path:
+    def _make_folders(self) -> None:
         assert self._state is not None
-        return self._folder / f".{checkpoint_name(self._state.step)}.tmp"
+        self.still_owned()
+        sweep(self._folder, self.claim)
+        self._temporary = self._folder / temporary_name(self._state.step, self.claim)
+        (self._temporary / TAG).mkdir(parents=True)
 
     def _begin(self, work: Callable[[], None]) -> None:
-        def run() -> None:
-            try:
-                work()
-            except BaseException as error:  # raised or said by the training thread
-                self._error = error
-
-        self._error = None
+        self._outcome = Report.NOTHING
         # A daemon: a rank that ends with an error must not stay for a checkpoint that nobody will commit.
-        self._thread = threading.Thread(target=run, daemon=True, name="checkpoint")
+        self._thread = threading.Thread(target=self._attempt, args=(work,), daemon=True, name="checkpoint")
         self._thread.start()
+
+    def _attempt(self, work: Callable[[], None]) -> None:
+        """Do something, and note what to tell the others of it; an error is raised or said by the training thread."""
+        self._error = None
+        try:
+            work()
+        except TakenOverError as error:
+            self._error, self._outcome = error, Report.TAKEN_OVER
+        except OSError as error:
+            self._error, self._outcome = error, Report.FAILED
+        except BaseException as error:
+            self._error, self._outcome = error, Report.FATAL
+        else:
+            self._outcome = Report.READY
 
     def _write(self) -> None:
         written = entries(self._temporary, self._snapshot.write())
-        write_atomically(self._temporary / f"rank-{dist.get_rank()}.json", json.dumps(written).encode())
+        write_atomically(self._temporary / receipt_name(dist.get_rank()), json.dumps(written).encode())
 
     def _commit(self) -> None:
         assert self._state is not None
         temporary, final = self._temporary, self._folder / checkpoint_name(self._state.step)
-        manifest: dict[str, Any] = {}
-        for part in sorted(temporary.glob("rank-*.json")):
-            manifest |= json.loads(part.read_text())
-            part.unlink()
+        manifest = _patiently(lambda: receipts(temporary, dist.get_world_size()))
+        for rank in range(dist.get_world_size()):
+            (temporary / receipt_name(rank)).unlink()
         write_atomically(temporary / STATE, json.dumps(asdict(self._state), default=str).encode())
         manifest |= entries(temporary, [temporary / STATE])
         write_atomically(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
@@ -180,20 +190,40 @@ class Saver:
             remove(final)
         temporary.rename(final)
         sync_folder(self._folder)
-        prune(self._folder, self._state.step, self._keep)
+        try:
+            prune(self._folder, self._state.step, self._keep)
+        except OSError as error:
+            print(f"{final}: written, but the earlier ones could not be deleted ({_words(error)})", flush=True)
 
     def _give_up(self, reports: Sequence[int]) -> None:
         assert self._state is not None
-        why = _words(self._error) if self._error else f"rank {list(reports).index(Report.FAILED)} says why"
+        step, worst = self._state.step, max(reports)
+        self._state, self._committing = None, False
+        why = f"rank {list(reports).index(worst)} says why"
+        if worst == Report.TAKEN_OVER:
+            raise self._error or TakenOverError(f"{self._folder.parent}: taken over by another process; {why}")
+        if worst == Report.FATAL:
+            raise self._error or RuntimeError(f"{self._folder / checkpoint_name(step)}: could not be written; {why}")
         self.problem = (
-            f"{self._folder / checkpoint_name(self._state.step)}: could not be written ({why}); earlier checkpoints "
-            "are as they were"
+            f"{self._folder / checkpoint_name(step)}: could not be written "
+            f"({_words(self._error) if self._error else why}); earlier checkpoints are as they were"
         )
         if dist.get_rank() == 0 or self._error:
             print(f"{self.problem}, training goes on, and the next one is tried in its turn", flush=True)
         if dist.get_rank() == 0:
             shutil.rmtree(self._temporary, ignore_errors=True)
-        self._state, self._committing = None, False
+
+
+def _patiently(look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `look` finds; asked again for a while when it raises OSError."""
+    until_s = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return look()
+        except OSError:
+            if time.monotonic() > until_s:
+                raise
+        time.sleep(_PATIENCE_S / 20)
 
 
 def _words(error: BaseException) -> str:
@@ -211,9 +241,12 @@ def load(engine: DeepSpeedEngine, checkpoint: Path) -> None:
     try:
         with plainly_named(checkpoint) as folder:
             path, _ = engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=True)
-    except (KeyError, TypeError, AttributeError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{checkpoint}: is not what DeepSpeed writes of this model ({error!r})") from error
-    assert path is not None, checkpoint
+    if path is None:
+        raise ValueError(f"{checkpoint}: DeepSpeed finds nothing to load in its folder {TAG}")
 
 
 @contextmanager
@@ -233,6 +266,8 @@ def _refuse_code(checkpoint: Path) -> None:
             torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except UnpicklingError as error:
             problem = str(refusal(path, error))
+        except OSError as error:
+            problem = f"{path}: cannot be read ({_words(error)})"
         except (RuntimeError, EOFError, ValueError) as error:
             problem = f"{path}: refused, because it is no file of tensors ({str(error).splitlines()[0]})"
     problems: list[str] = [""] * dist.get_world_size()

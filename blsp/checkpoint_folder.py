@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,31 @@ class TrainingState:
 def checkpoint_name(step: int) -> str:
     """Names sort as steps do."""
     return f"step-{step:06d}"
+
+
+def temporary_name(step: int, claim: int) -> str:
+    """Of a checkpoint that is being written by the owner of that number."""
+    return f".{checkpoint_name(step)}.{claim:06d}.tmp"
+
+
+def receipt_name(rank: int) -> str:
+    """Of the file in which a rank says what it has written."""
+    return f"rank-{rank}.json"
+
+
+def receipts(folder: Path, world_size: int) -> dict[str, dict[str, Any]]:
+    """What all ranks have written into `folder`, as a manifest says it. Raises OSError unless all of it is there."""
+    manifest: dict[str, dict[str, Any]] = {}
+    for rank in range(world_size):
+        try:
+            written = json.loads((folder / receipt_name(rank)).read_text())
+            lost = [name for name, entry in written.items() if (folder / name).stat().st_size != entry["bytes"]]
+        except (FileNotFoundError, ValueError) as error:
+            raise OSError(f"the files of rank {rank} are not in it; do all hosts see one folder?") from error
+        if lost:
+            raise OSError(f"{lost[0]} of rank {rank} is not as it was written")
+        manifest |= written
+    return manifest
 
 
 def newest_valid(folder: Path, complain: Callable[[str], object] = print) -> Path | None:
@@ -110,26 +137,35 @@ def prune(folder: Path, step: int, keep: int) -> None:
 
 
 def best_of(checkpoints: list[Path]) -> Path | None:
-    """The one of these checkpoints whose step had the best validation, as the newest of them says."""
+    """The checkpoint of the best validation, as the newest of these says; of the best one before, where that one is not
+    there or damaged."""
     for checkpoint in reversed(checkpoints):
-        with suppress(OSError, ValueError, TypeError):  # a damaged one knows nothing
+        with suppress(OSError, ValueError, TypeError, LookupError, AttributeError):  # a damaged one knows nothing
             best = read_state(checkpoint).best
-            return None if best is None else checkpoint.parent / checkpoint_name(best["step"])
+            if best is None:
+                return None
+            found = checkpoint.parent / checkpoint_name(best["step"])
+            if damage(found, every_byte=False) is None:
+                return found
     return None
 
 
 def remove(checkpoint: Path) -> None:
     """Delete a checkpoint: first its name, so that no half of it is ever taken for one. What cannot be deleted stays
     for `sweep`."""
-    aside = checkpoint.with_name(f".{checkpoint.name}.old")
+    names = (checkpoint.with_name(f".{checkpoint.name}.{number}.old") for number in count())
+    aside = next(name for name in names if not name.exists())
     checkpoint.rename(aside)
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def sweep(folder: Path) -> None:
-    """Delete what a kill in the middle of a save or a removal has left; for the owner of the folder alone."""
+def sweep(folder: Path, claim: int) -> None:
+    """Delete what a kill in the middle of a save or a removal has left, but nothing that an owner after `claim` writes;
+    for the owner of the folder alone."""
     for leftover in folder.glob(".step-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        writer = re.search(r"\.(\d+)\.tmp$", leftover.name)
+        if writer is None or int(writer[1]) <= claim:
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def entries(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
@@ -153,7 +189,19 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def damage(folder: Path, every_byte: bool = True) -> str | None:
+def damage(checkpoint: Path, every_byte: bool = True) -> str | None:
+    """What is wrong with a checkpoint; None when all that it must hold is there and whole. Not `every_byte`: as far as
+    sizes tell."""
+    problem = unlike_manifest(checkpoint, every_byte)
+    if problem is not None:
+        return problem
+    names = json.loads((checkpoint / MANIFEST).read_text())
+    if STATE not in names or not any(name.startswith(f"{TAG}/") for name in names):
+        return f"its {MANIFEST} names no weights, or no {STATE}"
+    return None
+
+
+def unlike_manifest(folder: Path, every_byte: bool = True) -> str | None:
     """What is not as the manifest of a folder says; None when all of it is whole. Not `every_byte`: only the sizes."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())

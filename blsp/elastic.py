@@ -19,7 +19,7 @@ from deepspeed import DeepSpeedEngine
 from deepspeed.checkpoint import ds_to_universal
 
 from blsp import checkpoint
-from blsp.checkpoint_folder import TAG, damage, write_manifest
+from blsp.checkpoint_folder import TAG, unlike_manifest, write_manifest
 from cluster.files import sync_folder
 
 _FOLDER = "universal"
@@ -32,7 +32,7 @@ def universal(folder: Path, announce: Callable[[str], object] = print) -> Path:
     as DeepSpeed writes it, OSError when the disk is full.
     """
     made = folder / _FOLDER
-    problem = damage(made) if made.exists() else "it is the first time"
+    problem = unlike_manifest(made) if made.exists() else "it is the first time"
     if problem is None:
         return made
     announce(f"{folder}: putting the shares of its ranks together for another number of ranks ({problem})")

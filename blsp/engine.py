@@ -50,7 +50,7 @@ def train(recipe: TrainRecipe, on_step: OnStep = lambda done, total, note: None)
         together(lambda: owner.append(stack.enter_context(owned(recipe.run))))
         run = prepare(recipe, device, on_step)
         if owner:
-            run.saver.still_owned = owner[0].check
+            run.saver.still_owned, run.saver.claim = owner[0].check, owner[0].number
         with _signals(run):
             try:
                 fit(run)

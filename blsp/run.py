@@ -200,7 +200,7 @@ def prepare(recipe: TrainRecipe, device: torch.device, on_step: OnStep) -> Run:
     _resume(run)
     if rank == 0:
         write_atomically(recipe.run / "recipe.json", recipe.model_dump_json(indent=1).encode())
-        run.tracker = Tracker(recipe.run, run.step)
+        run.tracker = Tracker(recipe.run, run.step, still_owned=lambda: saver.still_owned())
         on_step(run.step, total, "")
     return run
 

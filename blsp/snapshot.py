@@ -26,6 +26,13 @@ class SnapshotEngine(CheckpointEngine):  # type: ignore[misc]
         self._buffers: list[Tensor] = []
         self._num_used = 0
 
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Nothing: `Saver` has made the folders, where an error does not part the ranks."""
+
+    def preserves_storage_sharing(self) -> bool:
+        """No: a copy is of the tensor alone, so DeepSpeed need not make one before."""
+        return False
+
     def create(self, info: CheckpointCommitInfo) -> None:
         """Begin a checkpoint."""
         self._files, self._num_used = [], 0
@@ -88,9 +95,11 @@ def write_file(content: Any, path: Path) -> None:
     try:
         torch.save(content, path)
     except RuntimeError as error:
-        # torch's zip writer says this of a full disk, and not in these words.
-        if not any(sign in str(error) for sign in ("inline_container", "iostream", "PytorchStreamWriter")):
+        # torch's zip writer says this of a full disk and of a missing folder, and not in these words.
+        if not any(
+            sign in str(error) for sign in ("inline_container", "iostream", "PytorchStreamWriter", "Parent directory")
+        ):
             raise
-        raise OSError(f"{path.name}: is the disk full?") from error
+        raise OSError(f"{path.name}: is the disk full, or its folder gone?") from error
     with path.open("rb") as file:
         os.fsync(file.fileno())

@@ -25,8 +25,16 @@ Write = Callable[[SummaryWriter], None]
 class Tracker:
     """Opens a run's log at `start_step`: what a broken-off run logged after its last checkpoint is dropped."""
 
-    def __init__(self, run: Path, start_step: int, warn: Callable[[str], object] = print) -> None:
-        """`warn` is told at most one sentence. Raises nothing: a run goes on without a log."""
+    def __init__(
+        self,
+        run: Path,
+        start_step: int,
+        warn: Callable[[str], object] = print,
+        still_owned: Callable[[], object] = lambda: None,
+    ) -> None:
+        """`warn` is told at most one sentence. Raises nothing: a run goes on without a log. Nothing is written once
+        `still_owned` raises."""
+        self._still_owned = still_owned
         self._run, self._warn, self._warned = run, warn, False
         self._waiting: queue.Queue[tuple[dict[str, Any] | None, Write | None] | None] = queue.Queue(_MOST_WAITING)
         self._first_start_s, self._useful_s = time.time(), 0.0
@@ -70,6 +78,7 @@ class Tracker:
         try:
             while (item := self._waiting.get()) is not None:
                 line, write = item
+                self._still_owned()
                 if line is not None:
                     file.write(json.dumps(line) + "\n")
                     for name, value in line.items():

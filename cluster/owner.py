@@ -52,6 +52,7 @@ class Owner:
 
     def __init__(self, path: Path, claim: Claim) -> None:
         self._path, self._claim = path, claim
+        self.number = int(path.stem)  # a later owner's is larger
         self._ended = threading.Event()
         threading.Thread(target=self._beat, daemon=True, name="owner").start()
 
@@ -98,6 +99,7 @@ def owned(folder: Path, announce: Callable[[str], object] = print) -> Iterator[O
             _refuse_living(newest, mine, announce)
         owner = Owner(_add(claims, newest, mine), mine)
         try:
+            owner.check()  # others may have come and gone since the newest claim was read
             yield owner
         finally:
             owner.release()

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from blsp.checkpoint_folder import best_of, committed, damage, num_bytes, read_state, remove
+from cluster.owner import owned
 from launcher.errors import on_ctrl_c
 
 
@@ -47,17 +48,19 @@ def verify(run: Path) -> int:
 
 def prune(run: Path, keep: int) -> None:
     """Deletes all but the newest `keep` that are intact and that of the best validation, and says which; first it reads
-    those that stay."""
-    with on_ctrl_c("stopped; what was not named is still there"):
+    those that stay. Raises ValueError beside a training run, which prunes for itself."""
+    _all(run)  # no claim in a folder that is no run's
+    with on_ctrl_c("stopped; what was not named is still there"), owned(run) as owner:
         checkpoints = _all(run)
         intact = [checkpoint for checkpoint in reversed(checkpoints) if damage(checkpoint) is None][:keep]
         if not intact:
             raise ValueError(
                 f"{run}: none of its checkpoints is intact, so none was deleted; `blsp checkpoint verify` says more"
             )
-        best = best_of(intact[::-1])
+        best = best_of(checkpoints)
         for checkpoint in checkpoints:
             if checkpoint not in intact and checkpoint != best:
+                owner.check()
                 print(f"{checkpoint}: deleted ({num_bytes(checkpoint) / 1e6:,.1f} MB)", flush=True)
                 remove(checkpoint)
     print(f"{run}: kept {', '.join(checkpoint.name for checkpoint in checkpoints if checkpoint.exists())}")

@@ -75,7 +75,7 @@ def test_the_last_checkpoint_is_there_when_the_run_ends(world: World, events: ob
 
 def test_a_kill_in_the_middle_of_a_write_leaves_the_checkpoint_before(world: World, events: object) -> None:
     folder = world.root / "killed" / "checkpoints"
-    assert sorted(path.name for path in folder.iterdir()) == [f".step-{STEPS:06d}.tmp", f"step-{FIRST:06d}"]
+    assert sorted(path.name for path in folder.iterdir()) == [f".step-{STEPS:06d}.000001.tmp", f"step-{FIRST:06d}"]
     assert newest_valid(folder) == folder / f"step-{FIRST:06d}"
 
 

@@ -14,9 +14,9 @@ from unittest import mock
 import pytest
 import torch
 
-from blsp import snapshot
+from blsp import checkpoint, snapshot
 from blsp.checkpoint import Report, Saver
-from blsp.checkpoint_folder import TrainingState, changed_fields, newest_valid, read_state
+from blsp.checkpoint_folder import TrainingState, changed_fields, newest_valid, read_state, remove, write_manifest
 from blsp.snapshot import SnapshotEngine
 from cluster.owner import TakenOverError
 
@@ -236,16 +236,131 @@ def test_an_error_of_ours_in_the_writer_is_raised_in_the_next_step(tmp_path: Pat
     with failing(KeyError("a bug")):
         saver.save(state(10))
         saver._thread.join()
+        assert saver.report() == Report.FATAL
         with pytest.raises(KeyError, match="a bug"):
-            saver.report()
+            saver.hear([saver.report()])
+
+
+def test_and_on_the_other_ranks_too(tmp_path: Path) -> None:
+    saver = Saver(Engine(), tmp_path / "c", 10)  # type: ignore[arg-type]
+    saver.save(state(10))
+    saver._thread.join()
+    with pytest.raises(RuntimeError, match=r"step-000010: could not be written; rank 1 says why"):
+        saver.hear([saver.report(), Report.FATAL])
 
 
 def test_who_was_taken_over_commits_nothing(tmp_path: Path) -> None:
-    saver = Saver(Engine(), tmp_path / "c", 10, mock.Mock(side_effect=TakenOverError("taken over by process 7")))  # type: ignore[arg-type]
+    saver = Saver(Engine(), tmp_path / "c", 10)  # type: ignore[arg-type]
     saver.save(state(10))
+    saver.still_owned = mock.Mock(side_effect=TakenOverError("taken over by process 7"))
     with pytest.raises(ValueError, match="taken over by process 7"):
         saver.finish()
     assert newest_valid(tmp_path / "c") is None
+
+
+@pytest.mark.parametrize(
+    ("lose", "why"),
+    [
+        (lambda folder: (folder / "rank-0.json").unlink(), "the files of rank 0 are not in it"),
+        (lambda folder: shutil.rmtree(folder), "the files of rank 0 are not in it"),
+        (lambda folder: (folder / "zero" / "optim_states.pt").unlink(), "the files of rank 0 are not in it"),
+        (lambda folder: os.truncate(folder / "zero" / "optim_states.pt", 9), "optim_states.pt of rank 0 is not as it"),
+    ],
+)
+def test_without_the_files_of_every_rank_nothing_is_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lose: Any, why: str
+) -> None:
+    monkeypatch.setattr(checkpoint, "_PATIENCE_S", 0.02)
+    save(tmp_path / "c", 5)
+    saver = Saver(Engine(), tmp_path / "c", 1)  # type: ignore[arg-type]
+    saver.save(state(10))
+    saver._thread.join()
+    lose(saver._temporary)
+    with pytest.raises(OSError, match=why):
+        saver.finish()
+    assert names(tmp_path / "c") == ["step-000005"]
+
+
+def test_another_hosts_files_may_be_seen_late(tmp_path: Path) -> None:
+    saver = Saver(Engine(), tmp_path / "c", 1)  # type: ignore[arg-type]
+    saver.save(state(10))
+    saver._thread.join()
+    path = saver._temporary / "rank-0.json"
+    content = path.read_text()
+    path.unlink()
+    saver.hear([Report.READY])
+    path.write_text(content)
+    saver.finish()
+    assert names(tmp_path / "c") == ["step-000010"]
+
+
+def test_a_save_that_raises_leaves_nothing_that_could_be_committed(tmp_path: Path) -> None:
+    save(tmp_path / "c", 5)
+    engine = Engine()
+    saver = Saver(engine, tmp_path / "c", 1)  # type: ignore[arg-type]
+    with (
+        mock.patch.object(engine, "save_checkpoint", side_effect=RuntimeError("no memory")),
+        pytest.raises(RuntimeError, match="no memory"),
+    ):
+        saver.save(state(10))
+    assert saver.report() == Report.NOTHING
+    saver.finish()
+    assert newest_valid(tmp_path / "c") == tmp_path / "c" / "step-000005"
+
+
+def test_a_disk_that_is_full_before_the_first_file_is_said_and_passed_over(tmp_path: Path) -> None:
+    save(tmp_path / "c", 5)
+    saver, mkdir = Saver(Engine(), tmp_path / "c", 10), Path.mkdir  # type: ignore[arg-type]
+
+    def full(folder: Path, *arguments: Any, **options: Any) -> None:
+        if folder.name == "zero":
+            raise OSError(28, "No space left on device", str(folder))
+        mkdir(folder, *arguments, **options)
+
+    with mock.patch.object(Path, "mkdir", full), mock.patch.object(os, "makedirs", side_effect=full):
+        saver.save(state(10))
+    assert "no space left on device" in saver.problem
+    assert names(tmp_path / "c") == ["step-000005"]
+
+
+def test_what_cannot_be_pruned_does_not_make_a_written_checkpoint_a_failed_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "c", 5)
+    with mock.patch.object(checkpoint, "prune", side_effect=PermissionError(13, "Permission denied")):
+        save(tmp_path / "c", 10, keep=1)
+    assert (
+        "step-000010: written, but the earlier ones could not be deleted (permission denied)" in capsys.readouterr().out
+    )
+    assert newest_valid(tmp_path / "c") == tmp_path / "c" / "step-000010"
+
+
+def test_a_leftover_that_cannot_be_deleted_is_in_no_removals_way(tmp_path: Path) -> None:
+    save(tmp_path / "c", 5)
+    (tmp_path / "c" / ".step-000005.0.old" / "busy").mkdir(parents=True)
+    remove(tmp_path / "c" / "step-000005")
+    assert names(tmp_path / "c") == [".step-000005.0.old"]
+
+
+def test_who_was_taken_over_in_its_sleep_touches_nothing_of_the_new_owners(tmp_path: Path) -> None:
+    new, old = Saver(Engine(), tmp_path / "c", 1), Saver(Engine(), tmp_path / "c", 1)  # type: ignore[arg-type]
+    old.claim, new.claim = 6, 7
+    old.save(state(20))
+    old._thread.join()
+    new.save(state(20))  # sweeps what the old one has left
+    new._thread.join()
+    assert names(tmp_path / "c") == [".step-000020.000007.tmp"]
+    with mock.patch.object(checkpoint, "_PATIENCE_S", 0.02):
+        old.flush()
+    old.save(state(25))  # it has asked and then slept
+    old.still_owned = mock.Mock(side_effect=TakenOverError("taken over by process 7"))
+    with pytest.raises(ValueError, match="taken over by process 7"):
+        old.finish()
+    with pytest.raises(ValueError, match="taken over by process 7"):
+        old.save(state(30))
+    new.finish()
+    assert newest_valid(tmp_path / "c") == tmp_path / "c" / "step-000020"
+    assert names(tmp_path / "c") == [".step-000025.000006.tmp", "step-000020"]
 
 
 class Killed(BaseException):
@@ -317,6 +432,19 @@ def test_a_damaged_one_is_named_and_the_one_before_is_used(tmp_path: Path, damag
     assert len(said) == 1
     assert said[0].startswith(f"{tmp_path / 'c' / 'step-000010'} is damaged (")
     assert problem in said[0]
+
+
+@pytest.mark.parametrize("lost", ["zero", "state.json"])
+def test_one_without_weights_or_a_place_in_the_plan_is_damaged_whatever_its_manifest_says(
+    tmp_path: Path, lost: str
+) -> None:
+    save(tmp_path / "c", 5, 10)
+    newest = tmp_path / "c" / "step-000010"
+    (newest / lost).rename(tmp_path / "lost")
+    write_manifest(newest)
+    said: list[str] = []
+    assert newest_valid(tmp_path / "c", said.append) == tmp_path / "c" / "step-000005"
+    assert "names no weights, or no state.json" in said[0]
 
 
 def test_no_flipped_bit_goes_unnoticed(tmp_path: Path) -> None:

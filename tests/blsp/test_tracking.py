@@ -5,6 +5,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -12,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from blsp import tracking
 from blsp.follow import follow
 from blsp.tracking import Tracker
+from cluster.owner import TakenOverError
 
 
 def log(run: Path, start_step: int, steps: range, offset: float = 0.0) -> None:
@@ -134,3 +136,14 @@ def test_another_tracker_follows_the_log_through_a_resume(tmp_path: Path) -> Non
         if line["step"] == 7:
             threading.Thread(target=log, args=(tmp_path, 5, range(6, 10)), daemon=True).start()
     assert told == [(step, float(step)) for step in range(1, 10)]
+
+
+def test_who_was_taken_over_adds_no_line(tmp_path: Path) -> None:
+    said: list[str] = []
+    owned = mock.Mock(side_effect=[None, TakenOverError("taken over by process 7")])
+    tracker = Tracker(tmp_path, 0, said.append, owned)
+    tracker.log(1, {"loss": 1.0})
+    tracker.log(2, {"loss": 2.0})
+    tracker.close()
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1]
+    assert "taken over by process 7" in said[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from blsp import validate
-from blsp.checkpoint_folder import best_of, committed, read_state
+from blsp.checkpoint_folder import TrainingState, best_of, committed, prune, read_state, write_manifest
 from blsp.losses import COLUMNS
 from blsp.model import SpeechLM
 from blsp.recipe import TrainRecipe
@@ -268,9 +269,25 @@ def test_the_best_checkpoint_is_named_by_the_newest_that_can_be_read(tmp_path: P
         folder.mkdir()
         state = {"step": step, "plan_hash": "", "world_size": 1, "recipe": {}, "frozen": {}, "best": best}
         (folder / "state.json").write_text(json.dumps(state))
+        (folder / "zero").mkdir()
+        (folder / "zero" / "weights.pt").write_bytes(b"1")
+        write_manifest(folder)
     assert best_of(committed(tmp_path)) == tmp_path / "step-000004"
     (tmp_path / "step-000006" / "state.json").write_text("{")
     assert best_of(committed(tmp_path)) == tmp_path / "step-000002"
+    (tmp_path / "step-000006" / "state.json").write_text(json.dumps(state | {"best": {}}))
+    assert best_of(committed(tmp_path)) == tmp_path / "step-000002"
+
+
+def test_a_best_checkpoint_that_could_not_be_written_leaves_the_best_before_protected(tmp_path: Path) -> None:
+    for step, best in ((2, 2), (4, 2), (8, 6)):  # that of step 6 is not there
+        folder = tmp_path / f"step-{step:06d}"
+        (folder / "zero").mkdir(parents=True)
+        (folder / "zero" / "weights.pt").write_bytes(b"1")
+        (folder / "state.json").write_text(json.dumps(asdict(TrainingState(step, "", 1, {}, {}, best={"step": best}))))
+        write_manifest(folder)
+    prune(tmp_path, 8, 1)
+    assert [path.name for path in committed(tmp_path)] == ["step-000002", "step-000008"]
 
 
 def test_sums_become_means_by_corpus_and_a_confusion_matrix() -> None:

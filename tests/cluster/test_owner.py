@@ -113,6 +113,22 @@ def test_of_two_that_claim_at_once_one_wins(tmp_path: Path) -> None:
         first.check()
 
 
+def test_who_read_the_claims_before_others_came_and_went_does_not_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = owner._add
+
+    def late(claims: Path, newest: Path | None, mine: owner.Claim) -> Path:
+        add(claims, None, mine)
+        add(claims, claims / "000001.json", mine)
+        (claims / "000001.json").unlink(missing_ok=True)
+        return add(claims, newest, mine)
+
+    monkeypatch.setattr(owner, "_add", late)
+    with pytest.raises(TakenOverError, match="taken over by"), owned(tmp_path):
+        pass
+
+
 def test_a_claim_that_a_crash_has_torn_is_waited_for(tmp_path: Path) -> None:
     (tmp_path / ".owner").mkdir()
     (tmp_path / ".owner" / "000009.json").write_text('{"host"')

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from blsp.checkpoint_folder import STATE, TrainingState, write_manifest
+from cluster.owner import owned
 from launcher.cli import main
 
 
@@ -90,6 +91,15 @@ def test_prune_keeps_that_of_the_best_validation(monkeypatch: pytest.MonkeyPatch
     write_manifest(newest)
     assert blsp(monkeypatch, "prune", run, "--keep", 1) == 0
     assert steps(run) == ["step-000010", "step-000030"]
+
+
+def test_prune_is_refused_beside_a_training_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], run: Path
+) -> None:
+    with owned(run):
+        assert blsp(monkeypatch, "prune", run, "--keep", 1) == 2
+    assert "already in use by process" in capsys.readouterr().err
+    assert len(steps(run)) == 3
 
 
 def test_prune_deletes_nothing_when_none_is_intact(
