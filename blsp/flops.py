@@ -13,6 +13,7 @@ the backward pass. Nor the encoder's first convolutions (1 % in Whisper). Causal
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,9 +26,9 @@ from shards.batches.collate import Batch
 
 # Dense bfloat16 per second, from the makers' data sheets; the first name that fits.
 _PEAKS = {
-    "GB200": 2.5e15, "B200": 2.25e15, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "H800": 989e12,
-    "A100": 312e12, "A800": 312e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12, "A10G": 125e12, "A6000": 155e12,
-    "RTX 4090": 165e12, "V100": 125e12,
+    "GB200": 2.5e15, "B200": 2.25e15, "GH200": 989e12, "H200 NVL": 835e12, "H200": 989e12, "H100 PCIe": 756e12,
+    "H100 NVL": 835e12, "H100": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12, "L40": 181e12,
+    "L4": 121e12, "A10G": 125e12, "A6000": 155e12, "RTX 4090": 165e12, "V100": 125e12,
 }  # fmt: skip
 
 
@@ -36,7 +37,7 @@ def peak_flops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for known, peak in _PEAKS.items() if known in name), None)
+    return next((peak for known, peak in _PEAKS.items() if re.search(rf"\b{known}\b", name)), None)
 
 
 class Flops:
@@ -47,8 +48,8 @@ class Flops:
         self._lora = _matrices(model.parts["lora"].parameters()) if "lora" in model.parts else 0
         embeddings: Any = model.llm.get_input_embeddings()
         decoder: Any = model.llm.get_decoder()
-        self._llm = _matrices(decoder.parameters()) - _matrices([embeddings.weight]) - self._lora
-        self._llm_attention = 4 * model.llm.config.num_hidden_layers * model.llm.config.hidden_size
+        self._llm = _passed(decoder, model.llm.config) - _matrices([embeddings.weight]) - self._lora
+        self._llm_attention = 4 * model.llm.config.num_hidden_layers * _attention_width(model.llm.config)
         self._head = 2 * _matrices([embeddings.weight])
         layers: Any = model.encoder.trainable()["layers"]
         added = model.parts["encoder_lora"].parameters() if "encoder_lora" in model.parts else ()
@@ -58,7 +59,7 @@ class Flops:
         self._adapter = _matrices(model.parts["adapter"].parameters())
 
     def __call__(self, batch: Batch) -> float:
-        """Forward and backward of one micro-batch."""
+        """Forward and backward of one micro-batch; nan where the LLM does not say how many experts a position has."""
         positions = [self._model.encoder.num_positions(int(samples)) for samples in batch.num_samples]
         through = {"encoder": 3, "encoder_lora": 2}
         passes = max((through.get(part, 1) for part in self._stage.train), default=1)
@@ -76,9 +77,28 @@ class Flops:
 
 def _matrices(parameters: Iterable[nn.Parameter]) -> int:
     """Weights that multiply; biases and norms do not count."""
+    return sum(math.prod(shape) for shape in _shapes(parameters) if len(shape) > 1)
+
+
+def _shapes(parameters: Iterable[nn.Parameter]) -> list[tuple[int, ...]]:
     # Of a partitioned weight DeepSpeed keeps the shape.
-    shapes = [tuple(getattr(parameter, "ds_shape", parameter.shape)) for parameter in parameters]
-    return sum(math.prod(shape) for shape in shapes if len(shape) > 1)
+    return [tuple(getattr(parameter, "ds_shape", parameter.shape)) for parameter in parameters]
+
+
+def _passed(decoder: nn.Module, config: Any) -> float:
+    """Weights of an LLM that one position multiplies with. Experts lie in stacks [experts, out, in]; a position passes
+    through some of them only."""
+    per_position = getattr(config, "num_experts_per_tok", None) or math.nan
+    stacks = [shape for shape in _shapes(decoder.parameters()) if len(shape) == 3]
+    others = _matrices(decoder.parameters()) - sum(map(math.prod, stacks))
+    return others + sum(math.prod(shape[1:]) * per_position for shape in stacks)
+
+
+def _attention_width(config: Any) -> int:
+    """Of the heads together: not every LLM's is that of its hidden states (Qwen3, Gemma)."""
+    heads: int = config.num_attention_heads
+    head_width: int = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return heads * head_width
 
 
 def _pairs(lengths: list[int], prefix_of: list[int] | None = None) -> int:

@@ -21,6 +21,9 @@ from blsp.lora import LoraGate
 from shards.prompts import ChatTemplate
 
 HEARD = -1  # among token ids: here stands one embedding of speech
+_READERS_OF_IDS = (
+    "prompt_lookup_num_tokens", "assistant_model", "assistant_early_exit", "use_mtp", "prefill_chunk_size",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,9 @@ class Answering(nn.Module):
 
     @torch.inference_mode()
     def write(self, asked: Asked, speech: Tensor | None, settings: GenerationConfig, **more: Any) -> Tensor:
-        """The ids that the LLM writes after each sequence, [n, steps]: transformers' `generate` with its settings."""
+        """The ids that the LLM writes after each sequence, [n, steps]: transformers' `generate` with its settings.
+        Raises ValueError for ways to generate that read the ids of what was asked."""
+        _refuse_readers_of_ids(settings, more)
         self.llm.generation_config = settings
         llm: Any = self.llm  # transformers' types leave `generate` out
         with self.asked(asked, speech) as embeddings:
@@ -141,6 +146,18 @@ class Answering(nn.Module):
         logits = self.emotion_logits(*self.hear(*pack(waveforms, self.device)))
         result: NDArray[np.float32] = logits.float().log_softmax(-1).cpu().numpy()
         return result
+
+
+def _refuse_readers_of_ids(settings: GenerationConfig, more: dict[str, Any]) -> None:
+    """The LLM is given embeddings, and these would draft, or split, an empty prompt."""
+    for name in _READERS_OF_IDS:
+        given = more.get("generation_config")
+        value = getattr(given, name, None) or getattr(settings, name, None)
+        if more.get(name, value):
+            raise ValueError(
+                f"{name}: reads the token ids of what was asked, and speech has none; leave it out. Answers stay the "
+                "same: it is there for speed or memory only"
+            )
 
 
 def pack(waveforms: list[NDArray[np.int16]], device: torch.device) -> tuple[Tensor, Tensor]:

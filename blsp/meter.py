@@ -3,6 +3,7 @@ log is due."""
 
 from __future__ import annotations
 
+import math
 import resource
 import statistics
 import time
@@ -75,7 +76,6 @@ class Meter:
             "tokens_per_s": float(num_tokens.sum()) / steps_s,
             "audio_h_per_h": float(audio_s.sum()) / steps_s,
             "audio_h_per_gpu_h": float(audio_s.sum()) / steps_s / num_ranks,
-            "tflops_per_gpu": float(flops.sum()) / steps_s / num_ranks / 1e12,
             "data_wait": float(wait_s.max()) / steps_s,
             "step_s_p50": statistics.median(self._steps_s),
             "step_s_p95": sorted(self._steps_s)[int(0.95 * (len(self._steps_s) - 1))],
@@ -84,8 +84,10 @@ class Meter:
             "steps_s": steps_s,
             **{f"{what}_s": seconds for what, seconds in self._aside_s.items()},
         }
-        if (peak := peak_flops(self._device)) is not None:
-            scalars["mfu"] = scalars["tflops_per_gpu"] * 1e12 / peak
+        if math.isfinite(flops_per_s := float(flops.sum()) / steps_s / num_ranks):
+            scalars["tflops_per_gpu"] = flops_per_s / 1e12
+            if (peak := peak_flops(self._device)) is not None:
+                scalars["mfu"] = flops_per_s / peak
         self._reset()
         return {f"pace/{name}": value for name, value in scalars.items()}
 

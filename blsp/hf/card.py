@@ -57,7 +57,8 @@ def _header(training: dict[str, Any], stages: list[dict[str, Any]]) -> dict[str,
         "license": "other",
         "license_name": "see-below",
     }
-    hub_ids = [base for base in bases if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists()]
+    # A folder is named without its parents (`model_fingerprint`), so what has a slash is an id of the hub.
+    hub_ids = [base for base in bases if re.fullmatch(r"[\w.-]+/[\w.-]+", base)]
     return {**header, **({"base_model": hub_ids} if hub_ids else {})}
 
 

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, Cache, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from blsp.encoder import new_encoder
@@ -22,6 +22,11 @@ from blsp.hf.configuration import BlspEmoConfig
 from blsp.model import SpeechLM
 from blsp.pretrained import refuse_unaccounted
 from cluster.files import write_atomically
+
+_NO_PUSH = (
+    "push_to_hub would upload transformers' model card, not the one that tells the licences of the data; save the "
+    "model and its processor to a folder, read README.md there, and run `hf upload REPOSITORY FOLDER`"
+)
 
 
 class BlspEmoForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -87,11 +92,25 @@ class BlspEmoForConditionalGeneration(PreTrainedModel, GenerationMixin):
         model._freeze()  # transformers makes parameters anew
         return (model, report) if told else model
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """As transformers', with the model card beside."""
-        super().save_pretrained(save_directory, *args, **kwargs)
-        if kwargs.get("is_main_process", True):
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """As transformers', with the model card beside. Raises ValueError for `push_to_hub`."""
+        if push_to_hub:
+            raise ValueError(_NO_PUSH)
+        super().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
+        if is_main_process:
             write_atomically(Path(save_directory) / CARD, model_card(self.config).encode())
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> str:  # type: ignore[override]
+        """Not as transformers', which uploads a card of its own in place of the one with the licences of the data.
+        Raises ValueError."""
+        raise ValueError(_NO_PUSH)
 
     def gradient_checkpointing_enable(  # type: ignore[override]
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
@@ -128,10 +147,21 @@ class BlspEmoForConditionalGeneration(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits [n, T, V], and the loss of `labels` int64 [n, T] where they are not -100, shifted inside."""
+        """Logits [n, T, V], and the loss of `labels` int64 [n, T] where they are not -100, shifted inside.
+
+        With `past_key_values` of P positions the inputs are those that follow, but for `attention_mask` [n, P + T].
+        """
+        past = self._num_past(kwargs.get("past_key_values"))
+        if attention_mask is None:
+            attention_mask = input_ids.new_ones(len(input_ids), past + input_ids.shape[1])
+        if attention_mask.shape[1] != past + input_ids.shape[1]:
+            raise ValueError(
+                f"attention_mask has {attention_mask.shape[1]} positions, but past_key_values hold {past} and "
+                f"input_ids add {input_ids.shape[1]}; give it for all of them"
+            )
         asked = _asked(input_ids, attention_mask, speech_mask)
         heard = self._hear(asked, input_values, num_samples)
-        positions = (asked.attention_mask.cumsum(-1) - 1).clamp_min(0)
+        positions = (asked.attention_mask.cumsum(-1) - 1).clamp_min(0)[:, past:]
         with self.speech.asked(asked, heard) as embeddings:
             output: CausalLMOutputWithPast = self.language_model(
                 inputs_embeds=embeddings, attention_mask=asked.attention_mask, position_ids=positions, labels=labels,
@@ -165,6 +195,15 @@ class BlspEmoForConditionalGeneration(PreTrainedModel, GenerationMixin):
         logits = self.speech.emotion_logits(*self.speech.hear(*_packed(input_values, num_samples)))
         return logits.float().log_softmax(-1)
 
+    def _num_past(self, cache: Cache | None) -> int:
+        past = 0 if cache is None else int(cache.get_seq_length())
+        if past and self.speech.gate.scope == "all":
+            raise ValueError(
+                "past_key_values: LoRA of scope 'all' acts on what follows a clip and not on what follows words alone, "
+                "and a cache does not tell which it holds; leave it out, or call generate"
+            )
+        return past
+
     def _hear(self, asked: Asked, input_values: Tensor | None, num_samples: Tensor | None) -> Tensor | None:
         """Embeddings [sum S, H] of the clips, checked against the marked positions; None where nothing is heard."""
         if input_values is None or num_samples is None or not len(input_values):
@@ -197,6 +236,8 @@ def _asked(input_ids: Tensor, attention_mask: Tensor | None, speech_mask: Tensor
 def _packed(input_values: Tensor, num_samples: Tensor) -> tuple[Tensor, Tensor]:
     """[c, N] and [c] -> [sum N], [c]."""
     lengths = num_samples.tolist()
+    if not lengths:
+        raise ValueError("there are no clips to hear: num_samples is empty")
     if min(lengths) < 1 or max(lengths) > input_values.shape[1]:
         raise ValueError(f"num_samples {lengths} must lie between 1 and the {input_values.shape[1]} of input_values")
     clips = [clip[:length] for clip, length in zip(input_values, lengths, strict=True)]

@@ -22,6 +22,8 @@ from shards.prompts import PROMPTS, ChatTemplate
 from shards.sample import ROLES
 
 _IGNORED = -100  # of labels
+_MESSAGES = 'give a list of messages {"role": "user", "content": ...}'
+_CONTENT = 'content is words, or a list of {"type": "text", "text": ...} and {"type": "audio", "audio": ...}'
 
 
 class BlspEmoProcessor(ProcessorMixin):
@@ -97,6 +99,8 @@ class BlspEmoProcessor(ProcessorMixin):
                 for clip in (audio if several else [audio])
             ]
             conversations = [[{"role": "user", "content": [part]}] for part in parts]
+        elif not isinstance(conversations, list | tuple):
+            raise ValueError(f"{_told(conversations)} is not a conversation; {_MESSAGES}")
         elif conversations and isinstance(conversations[0], Mapping):
             conversations = [conversations]
         if not conversations:
@@ -108,15 +112,22 @@ class BlspEmoProcessor(ProcessorMixin):
     def apply_chat_template(  # type: ignore[override]
         self, conversation: Any, chat_template: str | None = None, **kwargs: Any
     ) -> Any:
-        """As transformers' with `tokenize=True, return_dict=True`: the same as calling the processor."""
+        """As transformers' with `tokenize=True, return_dict=True`: the same as calling the processor, so an answer
+        follows a user's last turn. Raises ValueError for what would be something else."""
         if chat_template is not None:
             raise ValueError("another chat template than the LLM's own is not what the model was trained with")
         asked_for = {"tokenize": True, "return_dict": True, "add_generation_prompt": True, **kwargs}
         for name in ("tokenize", "return_dict"):
             if not asked_for.pop(name):
                 raise ValueError(f"{name}=False: positions of speech have no text; leave it out")
-        asked_for.pop("add_generation_prompt")
-        return self(conversation, **asked_for)
+        open_ended = not asked_for.pop("add_generation_prompt")
+        inputs = self(conversation, **asked_for)
+        if open_ended and "labels" not in inputs:
+            raise ValueError(
+                "add_generation_prompt=False: the model only ever saw a user's turn with the start of an answer behind "
+                "it; leave it out, or end the conversation with the assistant"
+            )
+        return inputs
 
     def _batch(self, pairs: list[tuple[list[int], list[int]]], clips: list[NDArray[np.int16]]) -> BatchFeature:
         asked = left_padded([context + answer for context, answer in pairs], pad_id=self.tokenizer.pad_token_id or 0)
@@ -138,7 +149,11 @@ class BlspEmoProcessor(ProcessorMixin):
         self, conversation: Sequence[Mapping[str, Any]], prompt: str, clips: list[NDArray[np.int16]]
     ) -> tuple[list[int], list[int]]:
         """Ids before the answer and, of a conversation that ends with it, those of the answer."""
+        if not isinstance(conversation, list | tuple):
+            raise ValueError(f"{_told(conversation)} is not a conversation; {_MESSAGES}")
         for place, message in enumerate(conversation):
+            if not isinstance(message, Mapping):
+                raise ValueError(f"message {place} is {_told(message)}; {_MESSAGES}")
             if message.get("role") != ROLES[place % 2]:
                 raise ValueError(
                     f"message {place} is of {message.get('role')!r}, not of {ROLES[place % 2]!r}: user and assistant "
@@ -155,10 +170,16 @@ class BlspEmoProcessor(ProcessorMixin):
 
     def _content(self, message: Mapping[str, Any], clips: list[NDArray[np.int16]]) -> list[int]:
         content = message.get("content")
-        parts: Any = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        parts: Any = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
+        if not isinstance(parts, list | tuple):
+            raise ValueError(f"the content {_told(parts)}; {_CONTENT}")
         ids: list[int] = []
-        for part in parts or []:
+        for part in parts:
+            if not isinstance(part, Mapping):
+                raise ValueError(f"the part {_told(part)}; {_CONTENT}")
             if part.get("type") == "text":
+                if not isinstance(part.get("text"), str):
+                    raise ValueError(f"a part of type 'text' without text in it: {_told(part)}; {_CONTENT}")
                 ids += self._template.encode(part["text"])
             elif part.get("type") == "audio":
                 clips.append(_samples(part.get("audio"), part.get("sampling_rate")))
@@ -177,6 +198,12 @@ class BlspEmoProcessor(ProcessorMixin):
     def batch_decode(self, sequences: Any, **kwargs: Any) -> list[str]:
         """`decode` of each row."""
         return [self.decode(row) for row in sequences]
+
+
+def _told(given: Any) -> str:
+    """A wrong thing in an error, in one line."""
+    words = repr(given)
+    return words if len(words) <= 60 else f"{words[:57]}..."
 
 
 def _samples(audio: Any, rate: int | None) -> NDArray[np.int16]:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from blsp.hf import BlspEmoConfig
@@ -61,3 +63,10 @@ def test_names_of_others_stay_names_and_the_header_is_plain_yaml() -> None:
     assert header["library_name"] == "transformers"
     assert r"| a\|b\](http://x) \<script\> | MIT --- license: mit | 1 |" in text
     assert "/somewhere" not in text
+
+
+def test_the_card_is_the_same_wherever_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = card(frozen={"llm": "Qwen/Qwen2.5-7B-Instruct@abc"})
+    (tmp_path / "Qwen" / "Qwen2.5-7B-Instruct").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert card(frozen={"llm": "Qwen/Qwen2.5-7B-Instruct@abc"}) == before

@@ -94,6 +94,17 @@ def test_audio_that_cannot_be_heard_is_a_sentence(
         ([{"role": "user", "content": [{"type": "image"}]}], "a part of type 'image': known are 'text' and 'audio'"),
         ([{"role": "user", "content": "a"}, heard(clip(8000)) | {"role": "assistant"}], "it answers in words"),
         ([], "no conversation in this batch"),
+        ("hello", r"'hello' is not a conversation; give a list of messages \{\"role\": \"user\""),
+        ({"role": "user", "content": "a"}, r"\{'role': .* is not a conversation; give a list of messages"),
+        ([["hello"]], "message 0 is 'hello'; give a list of messages"),
+        ([3], "3 is not a conversation"),
+        ([{"role": "user", "content": ["hi"]}], "the part 'hi'; content is words, or a list of"),
+        ([{"role": "user", "content": 3}], "the content 3; content is words, or a list of"),
+        (
+            [{"role": "user", "content": [{"type": "text"}]}],
+            "a part of type 'text' without text in it: {'type': 'text'}",
+        ),
+        ([{"role": "user", "content": [{"type": "audio"}]}], "no sampling_rate was given"),
     ],
 )
 def test_conversations_that_the_model_was_not_made_for_are_sentences(
@@ -109,6 +120,15 @@ def test_conversations_to_learn_and_to_answer_are_two_batches(processor: BlspEmo
     assert "labels" in processor([answered, answered])
     with pytest.raises(ValueError, match="make two batches of them"):
         processor([asked, answered])
+
+
+def test_a_users_turn_comes_with_the_start_of_an_answer(processor: BlspEmoProcessor) -> None:
+    asked = [{"role": "user", "content": "Good morning"}]
+    with pytest.raises(ValueError, match="add_generation_prompt=False: the model only ever saw"):
+        processor.apply_chat_template(asked, add_generation_prompt=False)
+    answered = [*asked, {"role": "assistant", "content": "Hello"}]
+    inputs = processor.apply_chat_template(answered, add_generation_prompt=False)
+    assert torch.equal(inputs["labels"], processor(answered)["labels"])
 
 
 def test_a_prompt_is_one_of_the_models(processor: BlspEmoProcessor) -> None:

@@ -202,6 +202,58 @@ def test_generation_streams_samples_and_searches_with_beams(saved: Path) -> None
     assert len({tuple(row) for row in drawn.tolist()}) > 1
 
 
+@pytest.mark.parametrize(
+    "option", [{"prompt_lookup_num_tokens": 3}, {"prefill_chunk_size": 16}, {"assistant_model": object()}]
+)
+def test_ways_to_generate_that_read_the_ids_of_speech_are_refused(saved: Path, option: dict[str, Any]) -> None:
+    model, processor = BlspEmoForConditionalGeneration.from_pretrained(saved), AutoProcessor.from_pretrained(saved)
+    inputs = processor(audio=CLIPS[:1], sampling_rate=16000)
+    (name,) = option
+    with pytest.raises(ValueError, match=f"^{name}: reads the token ids of what was asked, and speech has none"):
+        model.generate(**inputs, max_new_tokens=2, **option)
+    if name != "assistant_model":
+        with pytest.raises(ValueError, match=f"^{name}: reads"):
+            model.generate(**inputs, generation_config=GenerationConfig(max_new_tokens=2, **option))
+        model.generation_config.update(**option)
+        with pytest.raises(ValueError, match=f"^{name}: reads"):
+            model.generate(**inputs, max_new_tokens=2)
+
+
+def test_decoding_by_hand_with_a_cache_writes_what_generate_does(saved: Path) -> None:
+    model, processor = BlspEmoForConditionalGeneration.from_pretrained(saved), AutoProcessor.from_pretrained(saved)
+    inputs = processor(audio=CLIPS, sampling_rate=16000)
+    expected = model.generate(**inputs, max_new_tokens=6, eos_token_id=None)
+    attended, written = inputs["attention_mask"], []
+    with torch.inference_mode():
+        output = model(**inputs, use_cache=True)
+        for _ in range(6):
+            written.append(output.logits[:, -1:].argmax(-1))
+            attended = torch.cat([attended, attended.new_ones(len(CLIPS), 1)], 1)
+            cache = output.past_key_values
+            output = model(written[-1], attention_mask=attended, past_key_values=cache, use_cache=True)
+        assert torch.equal(torch.cat(written, 1), expected)
+        with pytest.raises(ValueError, match=r"attention_mask has 1 positions, but past_key_values hold \d+ and"):
+            model(written[-1], attention_mask=attended[:, -1:], past_key_values=cache)
+        model.speech.gate.scope = "all"
+        with pytest.raises(ValueError, match="leave it out, or call generate"):
+            model(written[-1], attention_mask=attended, past_key_values=cache)
+
+
+def test_nothing_is_uploaded_under_a_card_that_is_not_ours(saved: Path, tmp_path: Path) -> None:
+    model = BlspEmoForConditionalGeneration.from_pretrained(saved)
+    with pytest.raises(ValueError, match="not the one that tells the licences of the data"):
+        model.save_pretrained(tmp_path / "out", push_to_hub=True)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="run `hf upload REPOSITORY FOLDER`"):
+        model.push_to_hub("somebody/something")
+
+
+def test_emotions_of_no_clips_is_a_sentence(saved: Path) -> None:
+    model = BlspEmoForConditionalGeneration.from_pretrained(saved)
+    with pytest.raises(ValueError, match="there are no clips to hear"):
+        model.emotions(torch.zeros(0, 0, dtype=torch.int16), torch.zeros(0, dtype=torch.int64))
+
+
 def test_gradient_checkpointing_computes_the_same_gradients(saved: Path) -> None:
     model, processor = BlspEmoForConditionalGeneration.from_pretrained(saved), AutoProcessor.from_pretrained(saved)
     audio = {"type": "audio", "audio": CLIPS[0], "sampling_rate": 16000}
