@@ -69,9 +69,8 @@ def train(recipe: TrainRecipe, on_step: OnStep = lambda done, total, note: None)
 
 def fit(run: Run) -> None:
     """The loop: load, forward and backward, agree, step, log, save, stop."""
-    for step, batches in run.meter.steps(run.reader.steps(run.step)):
-        if step >= run.total_steps or _is_over(run):
-            break
+    end = run.step if _is_over(run) else run.total_steps
+    for step, batches in run.meter.steps(run.reader.steps(run.step, end)):
         losses = by_corpus(run, batches, [backward(run, step, index, batch) for index, batch in enumerate(batches)])
         run.meter.reached()
         agreed, stop = _agree(run, losses)
@@ -95,6 +94,8 @@ def fit(run: Run) -> None:
         if stop and not last:
             where = f"saved at step {run.step} of {run.total_steps}; the same command goes on from there"
             raise Interrupted(f"stopped by {signal.Signals(stop).name}: {where}")
+        if last:
+            break
 
 
 def backward(run: Run, step: int, index: int, batch: Batch) -> Tensor:

@@ -38,7 +38,9 @@ class Meter:
         """The same steps; how long each was waited for is noted."""
         while True:
             self._began_s = time.monotonic()
-            step = next(steps)
+            step = next(steps, None)
+            if step is None:
+                return
             self._wait_s += time.monotonic() - self._began_s
             yield step
 

@@ -82,7 +82,7 @@ def replay_step(run: Path, step: int, out: Path, on_step: OnStep = lambda done, 
 def _run_to(run: Run, step: int, first: int) -> tuple[float, float, list[Tensor], list[Batch]]:
     """The mean loss of the steps after `first`; the gradient's norm, tables and micro-batches of step `step`."""
     sums = torch.zeros_like(run.sums)
-    for at, batches in run.reader.steps(run.step):
+    for at, batches in run.reader.steps(run.step, step):
         tables = [backward(run, at, index, batch) for index, batch in enumerate(batches)]
         set_rates(run)
         norms = gradient_norms(run.engine, run.groups) if at + 1 == step else {}
@@ -91,8 +91,6 @@ def _run_to(run: Run, step: int, first: int) -> tuple[float, float, list[Tensor]
         run.on_step(run.step, step, "")
         if at >= first:
             sums += by_corpus(run, batches, tables).cpu()
-        if run.step == step:
-            break
     return means(run.recipe.stage, sums.sum(0))["loss"], whole_norm(run.engine, norms), tables, batches
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -135,7 +134,7 @@ class Validation:
         world, rank, calls = dist.get_world_size(), dist.get_rank(), self._reader.calls_per_step
         num_steps, num_groups = self._plan.num_steps(0), len(self.corpora) * _KINDS
         sums = torch.zeros(num_steps, calls * world, num_groups, len(COLUMNS), dtype=torch.float64, device=device)
-        for step, batches in islice(self._reader.steps(0), num_steps):
+        for step, batches in self._reader.steps(0, num_steps):
             for index, batch in enumerate(batches):
                 _, table = engine(batch.to(device))
                 sums[step, index * world + rank] = grouped(table, self._groups(batch), num_groups)

@@ -136,7 +136,7 @@ class Plan:
 
     def step(self, epoch: int, step: int) -> Step:
         """The M micro-batches of a step; some are empty when M exceeds its clips. Raises ValueError as `check`."""
-        dealt = self._dealt(epoch)
+        dealt = self._in_caps(epoch, epoch + 1)
         first = step * self.micro_batches
         start = int(dealt.ends[first - 1]) if first else 0
         ends = dealt.ends[first : first + self.micro_batches].tolist()
@@ -145,10 +145,7 @@ class Plan:
     def check(self, epochs: int) -> None:
         """Raises ValueError, naming the field and a number that works, when some epoch cannot keep to the caps."""
         for epoch in range(epochs if self._capped_names else 0):
-            try:
-                self._dealt(epoch)
-            except NoRoom:
-                raise ValueError(self._remedy(epochs)) from None
+            self._in_caps(epoch, epochs)
 
     def summary(self, epoch: int = 0) -> PlanSummary:
         """What the epoch looks like. Raises ValueError as `check`."""
@@ -177,6 +174,13 @@ class Plan:
             largest_tokens=int(per_micro_batch(self._sizes.tokens).max()) + self._sizes.prompt_tokens,
             largest_response_tokens=int(per_micro_batch(self._sizes.response_tokens).max()),
         )
+
+    def _in_caps(self, epoch: int, epochs: int) -> _Epoch:
+        """An epoch; the remedy, when it has none, is for the first `epochs`."""
+        try:
+            return self._dealt(epoch)
+        except NoRoom:
+            raise ValueError(self._remedy(epochs)) from None
 
     def _dealt(self, epoch: int) -> _Epoch:
         if epoch not in self._epochs:

@@ -10,10 +10,10 @@ import atexit
 import contextlib
 import ctypes
 import functools
-import itertools
 import logging
 import os
 import signal
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -104,12 +104,17 @@ class Reader:
         self._response_tokens = token_counts(shard_set, collator.template)["num_response_tokens"]
         self._label_tokens = np.array([len(collator.label_response(emotion)) for emotion in EMOTIONS])
 
-    def steps(self, start_global_step: int = 0) -> Iterator[tuple[int, list[Batch]]]:
-        """(global step, this rank's micro-batches of it), epoch after epoch without end.
+    def steps(
+        self, start_global_step: int = 0, end_global_step: int = sys.maxsize
+    ) -> Iterator[tuple[int, list[Batch]]]:
+        """(global step, this rank's micro-batches of it), epoch after epoch; nothing is planned or read for the end
+        and what comes after it.
 
         A clip that is not as it was written is logged and counts with weight 0. Raises ValueError when there are too
-        many of them, and OSError when a store cannot be read in spite of its retries.
+        many of them or an epoch cannot keep to the caps, and OSError when a store cannot be read in spite of its
+        retries.
         """
+        numbers = range(start_global_step, end_global_step)
         options: dict[str, Any] = {}
         _keep_memory()
         if self._num_workers:
@@ -122,7 +127,7 @@ class Reader:
         loader = DataLoader(
             _Samples(self._shard_set, self._collator, self._augment, self._plan.seed),
             batch_size=None,
-            sampler=_Orders(self, start_global_step),
+            sampler=_Orders(self, numbers),
             collate_fn=_unchanged,
             **options,
         )
@@ -131,7 +136,7 @@ class Reader:
         at_exit = functools.partial(_end_workers, weakref.ref(made))
         atexit.register(at_exit)
         try:
-            for step in itertools.count(start_global_step):
+            for step in numbers:
                 batches = [_batch(next(made)) for _ in range(self.calls_per_step)]
                 for batch in batches:
                     losses.count(batch)
@@ -204,11 +209,11 @@ def _check_tasks(shard_set: ShardSet, collator: Collator) -> None:
 class _Orders:
     """The sampler: runs in the training process, so that a step's counts are computed once."""
 
-    def __init__(self, reader: Reader, start: int) -> None:
-        self._reader, self._start = reader, start
+    def __init__(self, reader: Reader, steps: range) -> None:
+        self._reader, self._steps = reader, steps
 
     def __iter__(self) -> Iterator[_Order]:
-        for global_step in itertools.count(self._start):
+        for global_step in self._steps:
             yield from self._reader.orders(global_step)
 
 

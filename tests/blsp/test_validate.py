@@ -124,6 +124,13 @@ def test_patience_ends_a_run_and_it_stays_ended(world: World, runs: list[Json]) 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("runs")
+def test_no_step_is_read_after_the_last(world: World) -> None:
+    heard = (world.root / "plain" / "heard-1-0.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in heard] == list(range(6))
+
+
+@pytest.mark.slow
 def test_what_is_learnt_is_not_held_out(runs: list[Json]) -> None:
     assert runs[7]["error"] == "ValueError"
     assert "validation.shards: 7 of its 7 clips are in data.shards too, so they are not held out" in runs[7]["message"]

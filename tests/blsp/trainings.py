@@ -96,9 +96,9 @@ def run(job: dict[str, Any]) -> dict[str, str | None]:
 
     steps = Reader.steps
 
-    def heard(reader: Reader, start: int = 0) -> Iterator[tuple[int, list[Batch]]]:
+    def heard(reader: Reader, start: int, end: int) -> Iterator[tuple[int, list[Batch]]]:
         with Path(job["recipe"]["run"], f"heard-{dist.get_world_size()}-{dist.get_rank()}.jsonl").open("a") as file:
-            for step, batches in steps(reader, start):
+            for step, batches in steps(reader, start, end):
                 file.write(
                     json.dumps(
                         {

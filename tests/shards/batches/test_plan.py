@@ -174,6 +174,25 @@ def test_caps_are_kept_or_the_number_that_works_is_named(
         assert works(sizes, epochs, **{**given_as, "caps": raised}), message
 
 
+def test_an_epoch_that_nobody_checked_is_refused_as_the_check_would() -> None:
+    random = np.random.default_rng(3)
+    sizes = sizes_at(random.uniform(1, 12, 24), random)
+    caps = Caps(audio_s=1.35 * float(sizes.heard_samples.sum()) / 16000 / 12)
+    plan = next(p for seed in range(99) if (p := make(sizes, caps=caps, seed=seed)) and fit(p, 1) and not fit(p, 9))
+    epoch = next(epoch for epoch in range(9) if not fit(plan, epoch + 1))
+    plan.step(epoch - 1, 0)
+    with pytest.raises(ValueError, match=r"data\.caps\.audio_s = \S+ is too small: micro-batches hold .*; raise data"):
+        plan.step(epoch, 0)
+
+
+def fit(plan: Plan, epochs: int) -> bool:
+    try:
+        plan.check(epochs)
+    except ValueError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("kind", ["librispeech", "mixed"])
 def test_tight_caps_leave_the_costs_even(kind: str) -> None:
     sizes = drawn(20_000, kind)

@@ -109,6 +109,21 @@ def test_workers_change_nothing(shard_set: ShardSet, template: ChatTemplate, one
     assert in_order([read(readers(shard_set, template, 1, num_workers=2)[0])]) == one_rank
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_what_comes_after_the_end_is_never_planned(
+    shard_set: ShardSet, template: ChatTemplate, num_workers: int, monkeypatch: pytest.MonkeyPatch, one_rank: object
+) -> None:
+    """The next epoch may be one that cannot keep to the caps."""
+    planned, step_of = set(), Plan.step
+    monkeypatch.setattr(Plan, "step", lambda plan, *place: planned.add(place) or step_of(plan, *place))
+    (reader,) = readers(shard_set, template, 1, num_workers)
+    steps = list(reader.steps(2, 5))
+    assert [number for number, _ in steps] == [2, 3, 4]
+    assert planned == {(0, 2), (0, 3), (0, 4)}
+    assert in_order([[batches for _, batches in steps]]) == one_rank[2:5]  # type: ignore[index]
+    assert list(reader.steps(5, 5)) == []
+
+
 def test_planned_counts_are_those_of_the_step(shard_set: ShardSet, template: ChatTemplate) -> None:
     for step in zip(*(read(reader) for reader in readers(shard_set, template, 3)), strict=True):
         batches = list(chain(*step))
