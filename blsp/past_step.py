@@ -22,6 +22,7 @@ from blsp.norms import gradient_norms, whole_norm
 from blsp.recipe import TrainRecipe
 from blsp.run import OnStep, Run, join, prepare
 from blsp.scalars import means
+from blsp.tracking import read_log
 from cluster.files import write_atomically
 from shards.audio import SAMPLE_RATE, encode_flac
 from shards.batches.collate import FILLER_ID, Batch
@@ -97,7 +98,7 @@ def _run_to(run: Run, step: int, first: int) -> tuple[float, float, list[Tensor]
 def _logged(run: Path, step: int) -> dict[str, float]:
     """All that the log says of a step. Raises ValueError when it ends before."""
     path = run / "log.jsonl"
-    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    records = read_log(path)
     last = max((record["step"] for record in records), default=0)
     if not 1 <= step <= last:
         raise ValueError(f"step {step}: the log of {run} tells of steps 1 to {last}; name one of them")

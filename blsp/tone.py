@@ -69,7 +69,8 @@ class ToneSensitivity:
             self._takes = find_takes([utterance for utterance, _ in shard_set.records(rows)], rows)
 
     def measure(self, engine: Any, stage: StageSection, device: torch.device) -> dict[str, float]:
-        """`tone_sensitivity` and `second_take`, in nats per answer, each with its standard error; {} without takes.
+        """`tone_sensitivity` and `second_take`, in nats per answer, each with its standard error where there are two or
+        more; {} without takes.
         Every rank calls it; the engine is in its mode for evaluation."""
         if not self._takes:
             return {}
@@ -104,5 +105,7 @@ class ToneSensitivity:
 def _mean(name: str, differences: Tensor) -> dict[str, float]:
     if not len(differences):
         return {}
-    error = float(np.std(differences.numpy(), ddof=1) / len(differences) ** 0.5) if len(differences) > 1 else 0.0
-    return {name: float(differences.mean()), f"{name}_error": error}
+    mean = {name: float(differences.mean())}
+    if len(differences) == 1:  # they tell nothing of how far they scatter
+        return mean
+    return mean | {f"{name}_error": float(np.std(differences.numpy(), ddof=1) / len(differences) ** 0.5)}

@@ -11,10 +11,13 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from torch.utils.tensorboard import SummaryWriter
+
+from cluster.files import write_atomically
 
 _MOST_WAITING = 1000
 _PATIENCE_S = 20.0  # for what is still to be written at the end
@@ -38,6 +41,7 @@ class Tracker:
         self._run, self._warn, self._warned = run, warn, False
         self._waiting: queue.Queue[tuple[dict[str, Any] | None, Write | None] | None] = queue.Queue(_MOST_WAITING)
         self._first_start_s, self._useful_s = time.time(), 0.0
+        self._thread: threading.Thread | None = None
         try:
             self._first_start_s = _note_launch(run / "launches.jsonl", start_step)
             file, self._useful_s = _open_log(run / "log.jsonl", start_step)
@@ -62,12 +66,12 @@ class Tracker:
 
     def close(self) -> None:
         """Write out what is waiting; a disk that hangs is not waited for long."""
-        if hasattr(self, "_thread"):
+        if self._thread is not None:
             self._put(None)
             self._thread.join(_PATIENCE_S)
 
     def _put(self, item: tuple[dict[str, Any] | None, Write | None] | None) -> None:
-        if not hasattr(self, "_thread") or not self._thread.is_alive():
+        if self._thread is None or not self._thread.is_alive():
             return
         try:
             self._waiting.put_nowait(item)
@@ -102,21 +106,29 @@ class Tracker:
 
 def _open_log(path: Path, start_step: int) -> tuple[TextIO, float]:
     """The log without what came after `start_step`, open for more, and the seconds of the steps that it tells of."""
-    kept, useful_s = [], 0.0
-    if path.exists():
-        for line in path.read_text().splitlines(keepends=True):
-            # A run that was killed may have left half a line.
-            if line.endswith("}\n") and (record := json.loads(line))["step"] <= start_step:
-                kept.append(line)
-                useful_s += record.get("pace/steps_s", 0.0)
-    path.write_text("".join(kept))
-    return path.open("a", buffering=1), useful_s
+    kept = [record for record in read_log(path) if record["step"] <= start_step]
+    write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
+    return path.open("a", buffering=1), sum(record.get("pace/steps_s", 0.0) for record in kept)
 
 
 def _note_launch(path: Path, start_step: int) -> float:
     """Add this launch to the run's list of them; when the first was, in seconds since 1970."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    earlier = read_log(path)
+    now = {"time_s": time.time(), "step": start_step}
+    torn = path.exists() and not path.read_bytes().endswith(b"\n")
     with path.open("a") as file:
-        file.write(json.dumps({"time_s": time.time(), "step": start_step}) + "\n")
-    first = json.loads(path.read_text().split("\n", maxsplit=1)[0])
-    return float(first["time_s"])
+        file.write("\n" * torn + json.dumps(now) + "\n")
+    return min(float(launch["time_s"]) for launch in [*earlier, now] if "time_s" in launch)
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of `log.jsonl` or `launches.jsonl`; without those that a killed run left half written, or that two runs
+    wrote into each other. [] when there is no such file."""
+    records = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        with suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and "step" in record:
+                records.append(record)
+    return records

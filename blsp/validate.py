@@ -7,6 +7,7 @@ up in the same order on all of them: the figures are the same to the bit however
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -166,11 +167,14 @@ class Validation:
         self.shown.write(writer, step, measured.answers, first)
 
     def better(self, best: Best | None, value: float, step: int) -> Best:
-        """The best so far, after one more validation. A first one, and one of other clips, is the best."""
+        """The best so far, after one more validation. A first one, and one of other clips, is the best; one that is not
+        finite is worse than all that are."""
         if best is None or best.of != self.of:
             return Best(value, step, 0, self.of)
         higher = self.section.best in _HIGHER_IS_BETTER
-        if value > best.value if higher else value < best.value:
+        worse = -math.inf if higher else math.inf
+        ours, theirs = (figure if math.isfinite(figure) else worse for figure in (value, best.value))
+        if ours > theirs if higher else ours < theirs:
             return Best(value, step, 0, self.of)
         return replace(best, waited=best.waited + 1)
 

@@ -56,6 +56,32 @@ def test_what_came_after_the_checkpoint_is_dropped(tmp_path: Path) -> None:
     ]
 
 
+def test_lines_that_are_torn_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo{"step": 2, "loss": 9.0}\n5\n')
+    log(tmp_path, 2, range(3, 4))
+    assert [line["step"] for line in lines(tmp_path)] == [1, 3]
+
+
+@pytest.mark.parametrize("torn", ["", '{"time_s": 17'])
+def test_a_torn_list_of_launches_does_not_end_the_log(tmp_path: Path, torn: str) -> None:
+    (tmp_path / "launches.jsonl").write_text(torn)
+    for start in (0, 1):
+        log(tmp_path, start, range(start + 1, start + 2))
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+    assert [launch["step"] for launch in tracking.read_log(tmp_path / "launches.jsonl")] == [0, 1]
+
+
+def test_a_disk_that_fills_up_at_a_start_leaves_the_log_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log(tmp_path, 0, range(1, 4))
+    monkeypatch.setattr("cluster.files.os.fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space")))
+    warnings: list[str] = []
+    Tracker(tmp_path, 2, warnings.append).close()
+    assert "No space" in warnings[0]
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+
+
 def test_tensorboard_shows_the_same_curve(tmp_path: Path) -> None:
     log(tmp_path, 0, range(1, 8))
     log(tmp_path, 5, range(6, 9), offset=100.0)

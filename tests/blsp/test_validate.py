@@ -267,6 +267,10 @@ def test_the_best_is_the_lowest_loss_or_the_highest_accuracy_of_the_same_clips(w
     assert not by_loss.out_of_patience(by_loss.better(later, 1.4, 8))
     assert by_accuracy.better(by_accuracy.better(None, 0.5, 2), 0.6, 4).step == 4
     assert by_accuracy.better(later, 0.1, 8).value == 0.1  # another figure: it starts anew
+    for validation in (by_loss, by_accuracy):
+        nothing = validation.better(None, float("nan"), 2)
+        assert validation.better(nothing, 0.5, 4) == Best(0.5, 4, 0, validation.of)
+        assert validation.better(Best(0.5, 4, 0, validation.of), float("nan"), 6) == Best(0.5, 4, 1, validation.of)
 
 
 def test_the_best_checkpoint_is_named_by_the_newest_that_can_be_read(tmp_path: Path) -> None:
