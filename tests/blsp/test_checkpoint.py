@@ -312,10 +312,10 @@ def test_a_disk_that_is_full_before_the_first_file_is_said_and_passed_over(tmp_p
     save(tmp_path / "c", 5)
     saver, mkdir = Saver(Engine(), tmp_path / "c", 10), Path.mkdir  # type: ignore[arg-type]
 
-    def full(folder: Path, *arguments: Any, **options: Any) -> None:
-        if folder.name == "zero":
+    def full(folder: str | Path, *arguments: Any, **options: Any) -> None:
+        if Path(folder).name == "zero":
             raise OSError(28, "No space left on device", str(folder))
-        mkdir(folder, *arguments, **options)
+        mkdir(Path(folder), *arguments, **options)
 
     with mock.patch.object(Path, "mkdir", full), mock.patch.object(os, "makedirs", side_effect=full):
         saver.save(state(10))
@@ -361,6 +361,32 @@ def test_who_was_taken_over_in_its_sleep_touches_nothing_of_the_new_owners(tmp_p
     new.finish()
     assert newest_valid(tmp_path / "c") == tmp_path / "c" / "step-000020"
     assert names(tmp_path / "c") == [".step-000025.000006.tmp", "step-000020"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (
+            {"side_effect": RuntimeError("Missing key(s): adapter.weight")},
+            r"step-000005: is not what DeepSpeed .*Missing",
+        ),
+        ({"return_value": (None, {})}, "step-000005: DeepSpeed finds nothing to load in its folder zero"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_a_sentence(tmp_path: Path, answer: dict[str, Any], message: str) -> None:
+    save(tmp_path / "c", 5)
+    engine: Any = mock.Mock(load_checkpoint=mock.Mock(**answer))
+    with pytest.raises(ValueError, match=message):
+        checkpoint.load(engine, tmp_path / "c" / "step-000005")
+
+
+def test_a_file_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
+    save(tmp_path / "c", 5)
+    with (
+        mock.patch.object(torch, "load", side_effect=OSError(5, "Input/output error")),
+        pytest.raises(ValueError, match=r"_states\.pt: cannot be read \(input/output error\)"),
+    ):
+        checkpoint.load(mock.Mock(), tmp_path / "c" / "step-000005")
 
 
 class Killed(BaseException):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from blsp.checkpoint_folder import damage, newest_valid, read_state, write_manifest
+from blsp.checkpoint_folder import newest_valid, read_state, unlike_manifest, write_manifest
 from blsp.elastic import universal
 from blsp.export import export_config
 from blsp.handover import ensure_export
@@ -115,7 +115,7 @@ def test_in_bfloat16_the_losses_stay_as_close_as_its_rounding(world: World) -> N
 def test_what_was_put_together_is_kept_with_its_checkpoint_and_is_none(moved: dict[str, Path]) -> None:
     folder = moved["zero3"]
     assert read_state(folder).world_size == 1
-    assert damage(folder / "universal") is None
+    assert unlike_manifest(folder / "universal") is None
     assert not moved["zero0"].joinpath("universal").exists()  # every rank had everything
     newest = newest_valid(folder.parent)
     assert newest is not None
