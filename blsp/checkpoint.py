@@ -263,13 +263,9 @@ def _refuse_code(checkpoint: Path) -> None:
     problem = ""
     for path in sorted((checkpoint / TAG).rglob("*.pt"))[dist.get_rank() :: dist.get_world_size()]:
         try:
-            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except UnpicklingError as error:
-            problem = str(refusal(path, error))
-        except OSError as error:
-            problem = f"{path}: cannot be read ({_words(error)})"
-        except (RuntimeError, EOFError, ValueError) as error:
-            problem = f"{path}: refused, because it is no file of tensors ({str(error).splitlines()[0]})"
+            tensors_of(path)
+        except ValueError as error:
+            problem = str(error)
     problems: list[str] = [""] * dist.get_world_size()
     dist.all_gather_object(problems, problem)
     if any(problems):
@@ -279,3 +275,16 @@ def _refuse_code(checkpoint: Path) -> None:
 def refusal(path: Path, error: UnpicklingError) -> ValueError:
     """What to say of a file that would run code."""
     return ValueError(f"{path}: refused, because it {named_in_pickle(error)}; nothing of it was run")
+
+
+def tensors_of(path: Path) -> Any:
+    """What a file of tensors holds. Raises ValueError when it would run code (it does not), or is no such file."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except UnpicklingError as error:
+        raise refusal(path, error) from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({_words(error)})") from None
+    except (RuntimeError, EOFError, ValueError) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(f"{path}: refused, because it is no file of tensors ({why})") from None

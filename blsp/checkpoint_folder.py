@@ -25,7 +25,8 @@ TAG, STATE, MANIFEST = "zero", "state.json", "manifest.json"
 
 @dataclass(frozen=True)
 class TrainingState:
-    """The place in the plan, and what it is a place in. The same on all ranks; under 512 bytes without the recipe.
+    """The place in the plan, and what it is a place in. The same on all ranks; without recipe and corpora
+    under 512 bytes.
 
     It is the state of the random numbers too: whatever draws (dropout, augmentation, the order of clips) starts a
     generator from the recipe's seed and the step, micro-batch or clip, and nothing draws from one that runs on.
@@ -35,10 +36,11 @@ class TrainingState:
     plan_hash: str
     world_size: int
     recipe: dict[str, Any]
-    frozen: dict[str, str]
+    frozen: dict[str, str]  # name and hash of what it does not hold: the pretrained parts, the earlier stage's export
     sums: list[Any] = field(default_factory=list)  # what the next line of the log is the mean of, so far
     saved_at_s: float = 0.0  # Unix time
     best: dict[str, Any] | None = None  # the best validation so far
+    data: dict[str, Any] = field(default_factory=dict)  # what an export says of the clips
 
 
 def checkpoint_name(step: int) -> str:

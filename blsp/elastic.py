@@ -47,6 +47,17 @@ def universal(folder: Path, announce: Callable[[str], object] = print) -> Path:
     return made
 
 
+def linked(checkpoint: Path, into: Path) -> Path:
+    """A folder of the checkpoint's name in `into` with links to its files: what is put together there leaves the
+    checkpoint as it is, which may be another's or in an archive."""
+    folder = into / checkpoint.name
+    folder.mkdir(parents=True)
+    for path in checkpoint.resolve().iterdir():
+        if path.name != _FOLDER or unlike_manifest(path) is None:
+            (folder / path.name).symlink_to(path)
+    return folder
+
+
 def _convert(folder: Path, out: Path) -> None:
     try:
         with (

@@ -26,9 +26,10 @@ from blsp.export import write_export
 from blsp.frozen import gathered
 from blsp.norms import gradient_norms, update_ratios, whole_norm
 from blsp.recipe import TrainRecipe
-from blsp.run import OnStep, Run, join, prepare, together
+from blsp.run import OnStep, Run, join, prepare
 from blsp.scalars import grouped, means, means_by_corpus
 from blsp.schedule import learning_rate_factor
+from blsp.together import together
 from cluster.owner import Owner, owned
 from shards.batches.collate import Batch
 
@@ -207,7 +208,7 @@ def _is_over(run: Run) -> bool:
 def save(run: Run) -> None:
     """Begin a checkpoint of this step; every rank calls it."""
     recipe = json.loads(run.recipe.model_dump_json())
-    frozen = run.stage.model.frozen
+    data = {"dataset_id": run.dataset_id, "corpora": run.corpora}
     best = None if run.best is None else asdict(run.best)
     run.saver.save(
         TrainingState(
@@ -215,10 +216,11 @@ def save(run: Run) -> None:
             run.plan.hash,
             dist.get_world_size(),
             recipe,
-            frozen,
+            run.frozen,
             sums=run.sums.tolist(),
             saved_at_s=time.time(),
             best=best,
+            data=data,
         )
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from blsp.checkpoint_folder import file_hash
 from blsp.provenance import versions
 from blsp.recipe import ModelSection, StageSection
 from cluster.files import write_atomically
@@ -42,6 +43,11 @@ def write_export(
         **more,
     }
     write_atomically(folder / EXPORT_CONFIG, json.dumps(content, indent=1).encode())
+
+
+def export_fingerprint(run: Path) -> str:
+    """`name@hash` of the weights in a run's export."""
+    return f"{run.name}@{file_hash(run / 'export' / EXPORT_WEIGHTS)[:12]}"
 
 
 def stages(exported: dict[str, Any]) -> list[dict[str, Any]]:

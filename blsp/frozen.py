@@ -22,6 +22,7 @@ from blsp.features import AudioWindow
 from blsp.model import embedding_scale, load_llm
 from blsp.packing import attention_implementation
 from blsp.recipe import ModelSection, TrainRecipe
+from blsp.together import together
 
 # Of a card's memory: the rest is for activations, gathered layers and what the allocator cannot use.
 _SHARE_FOR_STATES = 0.6
@@ -34,24 +35,20 @@ def read_once(config: ModelSection, device: torch.device, partitioned: dict[str,
     Whole on `device`, or cut into shares when `partitioned` is given: DeepSpeed's configuration. Errors of rank 0 are
     raised on all.
     """
-    source: PreTrainedModel | None = None
-    shared: list[Any] = [None, None, None]  # configuration, scale, what went wrong
-    if dist.get_rank() == 0:
-        try:
-            # What is to be cut is read into the host's memory: the card could not hold it.
-            source = load_llm(config, torch.device("cpu") if partitioned else device)
-            weight = source.get_input_embeddings().weight
-            assert isinstance(weight, Tensor)
-            shared = [source.config, embedding_scale(weight), None]
-        except (ValueError, OSError) as problem:
-            shared[2] = problem
-    dist.broadcast_object_list(shared, src=0)
-    llm_config, scale, error = shared
-    if error is not None:
-        raise error
+    sources: list[PreTrainedModel] = []  # on rank 0
+
+    def read() -> tuple[Any, float]:
+        # What is to be cut is read into the host's memory: the card could not hold it.
+        source = load_llm(config, torch.device("cpu") if partitioned else device)
+        weight = source.get_input_embeddings().weight
+        assert isinstance(weight, Tensor)
+        sources.append(source)
+        return source.config, embedding_scale(weight)
+
+    llm_config, scale = together(read)
     if partitioned is not None:
-        return _partitioned(source, llm_config, config, device, partitioned), scale
-    llm = source if source is not None else _empty(llm_config, config, device)
+        return _partitioned(sources[0] if sources else None, llm_config, config, device, partitioned), scale
+    llm = sources[0] if sources else _empty(llm_config, config, device)
     for tensor in _stored(llm).values():
         dist.broadcast(tensor.data, src=0)
     return llm, scale

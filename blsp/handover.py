@@ -1,64 +1,94 @@
-"""A later stage may begin with a run that has not finished: what its newest checkpoint holds becomes its export."""
+"""A later stage may begin with a run that has not finished: with what that one's newest checkpoint holds.
+
+It is written as an export into the later run's own folder, `RUN/init/`, and a new start of that run begins there again,
+whatever has become of the earlier one. Nothing in the folder of the earlier run changes.
+"""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from blsp import elastic
-from blsp.checkpoint_folder import TAG, newest_valid, read_state
-from blsp.export import EXPORT_CONFIG, EXPORT_WEIGHTS, export_config, write_export
-from blsp.recipe import TrainRecipe
+from blsp import checkpoint, elastic
+from blsp.checkpoint_folder import TAG, committed, newest_valid, read_state
+from blsp.export import EXPORT_CONFIG, EXPORT_WEIGHTS, export_config, export_fingerprint, stages, write_export
+from blsp.provenance import refuse_other_weights
+from blsp.recipe import TrainRecipe, recipe_of
 
 _REGISTERED = "parts."  # where `blsp.run.Stage` has what trains
 
 
-def ensure_export(run: Path, announce: Callable[[str], object] = print) -> None:
-    """Make the export of a run from its newest valid checkpoint when it has none; a run without either stays as it is.
+def begin(recipe: TrainRecipe, announce: Callable[[str], object] = print) -> TrainRecipe:
+    """The recipe of a run, its `model.init` being `RUN/init` when the earlier run there has left no export.
 
-    Only rank 0 calls it. Raises ValueError when all checkpoints are damaged or one would run code.
+    Only rank 0 calls it, the owner of the run's folder. Raises ValueError when all checkpoints of the earlier run are
+    damaged or one is not what such a run writes; none of them runs code.
     """
-    if (run / "export" / EXPORT_CONFIG).exists():
-        return
-    newest = newest_valid(run / "checkpoints", announce)
-    if newest is None:
-        return
+    earlier, made = recipe.model.init, recipe.run / "init"
+    if earlier is None:
+        return recipe
+    if not committed(recipe.run / "checkpoints"):  # of a start that came to nothing
+        shutil.rmtree(made, ignore_errors=True)
+    if not (made / "export" / EXPORT_CONFIG).exists():
+        newest = None
+        if not (earlier / "export" / EXPORT_CONFIG).exists():
+            newest = newest_valid(earlier / "checkpoints", announce)
+        if newest is None:
+            return recipe
+        announce(f"{earlier}: has not finished; beginning with what {newest.name} holds, kept in {made}")
+        _write(newest, made)
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"init": made})})
+
+
+def _write(newest: Path, made: Path) -> None:
     state = read_state(newest)
-    recipe = TrainRecipe.model_validate(state.recipe)
-    announce(f"{run}: has not finished; beginning with what it knows at step {state.step}")
-    weights, parts = _trained(newest, recipe), set(recipe.stage.train)
+    recipe = recipe_of(state.recipe, newest)
+    made.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=made) as scratch:
+        weights = _trained(elastic.linked(newest, Path(scratch)), recipe)
+    parts, history = set(recipe.stage.train), []
     if recipe.model.init is not None:
-        before = recipe.model.init / "export"
-        earlier = load_file(before / EXPORT_WEIGHTS)
-        weights |= {name: earlier[name] for name in earlier if name.split(".")[0] not in parts}
-        parts |= set(export_config(before)["parts"])
+        before = export_config(recipe.model.init / "export")
+        now = {**state.frozen, "init": export_fingerprint(recipe.model.init)}
+        refuse_other_weights(state.frozen, now, str(newest))
+        held = load_file(recipe.model.init / "export" / EXPORT_WEIGHTS)
+        weights |= {name: held[name] for name in held if name.split(".")[0] not in parts}
+        parts, history = parts | set(before["parts"]), stages(before)
+    pretrained = {part: name for part, name in state.frozen.items() if part != "init"}
     write_export(
-        run / "export", weights, model=recipe.model, parts=sorted(parts), stage=recipe.stage, frozen=state.frozen,
-        steps=state.step,
+        made / "export", weights, model=recipe.model, parts=sorted(parts), stage=recipe.stage, frozen=pretrained,
+        history=history, corpora=state.data.get("corpora"), dataset_id=state.data.get("dataset_id"), steps=state.step,
+        unfinished=str(newest),
     )  # fmt: skip
 
 
-def _trained(checkpoint: Path, recipe: TrainRecipe) -> dict[str, Tensor]:
-    """Weights by `part.name`, in the type that they train in."""
+def _trained(folder: Path, recipe: TrainRecipe) -> dict[str, Tensor]:
+    """Weights by `part.name`, in the type that they train in; copies, because the files are mapped and may go."""
     dtype = getattr(torch, recipe.model.dtype)
-    states = torch.load(next((checkpoint / TAG).glob("*model_states.pt")), map_location="cpu", weights_only=True)
-    if recipe.engine.zero_stage == 0:
-        found = {name: value for name, value in states["module"].items() if name.startswith(_REGISTERED)}
-        return {name.removeprefix(_REGISTERED): value.to(dtype).contiguous() for name, value in found.items()}
-    groups = states["param_shapes"] if isinstance(states["param_shapes"], list) else [states["param_shapes"]]
-    shapes = {name: shape for group in groups for name, shape in group.items()}
-    folder = elastic.universal(checkpoint) / TAG / "zero"
+    path = next((folder / TAG).glob("*model_states.pt"), folder / TAG / "model_states.pt")
+    states = checkpoint.tensors_of(path)
+    try:
+        if recipe.engine.zero_stage == 0:
+            found = {name: value for name, value in states["module"].items() if name.startswith(_REGISTERED)}
+            return {name.removeprefix(_REGISTERED): value.to(dtype).clone() for name, value in found.items()}
+        groups = states["param_shapes"] if isinstance(states["param_shapes"], list) else [states["param_shapes"]]
+        shapes = {name: shape for group in groups for name, shape in group.items()}
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: is not what DeepSpeed writes of a stage ({error!r})") from error
+    shares = elastic.universal(folder, lambda said: None) / TAG / "zero"
     return {
-        name.removeprefix(_REGISTERED): _whole(folder / name / "fp32.pt").view(shape).to(dtype)
+        name.removeprefix(_REGISTERED): _whole(shares / name / "fp32.pt").view(shape).to(dtype).clone()
         for name, shape in shapes.items()
     }
 
 
 def _whole(path: Path) -> Tensor:
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    content = checkpoint.tensors_of(path)
     tensor: Tensor = content["param"] if isinstance(content, dict) else content
     return tensor

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from blsp.adapter import make_adapter
 from blsp.encoder import Encoder, add_encoder_lora, load_encoder
-from blsp.export import EXPORT_WEIGHTS, export_config, stages
+from blsp.export import EXPORT_WEIGHTS, export_config, export_fingerprint, stages
 from blsp.features import AudioWindow
 from blsp.generation import Answering
 from blsp.head import Head
@@ -96,6 +96,7 @@ class SpeechLM(Answering):
         self.parts.requires_grad_(False)
         self.exported_parts: set[str] = set()
         self.frozen: dict[str, str] = {}
+        self.began_with: str | None = None  # name and hash of the export in `config.init`
         self.history: list[dict[str, Any]] = []  # the stages that trained what was loaded, first to last
 
     llm: PreTrainedModel
@@ -119,6 +120,7 @@ class SpeechLM(Answering):
         model.frozen = frozen_weights(config.llm, config.revision, config.encoder)
         if config.init is not None:
             model.load_export(config.init / "export")
+            model.began_with = export_fingerprint(config.init)
         return model
 
     @classmethod

@@ -14,12 +14,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from blsp import zero
+from blsp import elastic, zero
 from blsp.checkpoint_folder import checkpoint_name, committed, damage, read_state
 from blsp.engine import backward, by_corpus, set_rates
 from blsp.losses import COLUMNS
 from blsp.norms import gradient_norms, whole_norm
-from blsp.recipe import TrainRecipe
+from blsp.recipe import TrainRecipe, recipe_of
 from blsp.run import OnStep, Run, join, prepare
 from blsp.scalars import means
 from blsp.tracking import read_log
@@ -43,7 +43,7 @@ class PastStep:
 
 def replay_step(run: Path, step: int, out: Path, on_step: OnStep = lambda done, total, note: None) -> PastStep:
     """Run `step` (from 1) of the run in folder `run` again and put its clips and `step.json` into `out`. Nothing
-    of the run changes; what several ranks saved is put together beside it, as for any other number of ranks.
+    of the run changes: what several ranks saved is put together in a temporary folder.
 
     It goes on from the newest whole checkpoint before the steps that its line of the log is about, or begins anew, and
     takes all steps between: they are the same ones, because a resumed run repeats an uninterrupted one. Equal to the
@@ -53,7 +53,7 @@ def replay_step(run: Path, step: int, out: Path, on_step: OnStep = lambda done, 
     recipe_path = run / "recipe.json"
     if not recipe_path.exists():
         raise ValueError(f"{run}: no recipe.json here, so it is not the folder of a training run")
-    recipe = TrainRecipe.model_validate(json.loads(recipe_path.read_text()))
+    recipe = recipe_of(json.loads(recipe_path.read_text()), recipe_path)
     logged = _logged(run, step)
     every = recipe.engine.log_every_steps
     first = (step - 1) // every * every if "loss" in logged else step - 1  # steps done before its line's first one
@@ -64,8 +64,7 @@ def replay_step(run: Path, step: int, out: Path, on_step: OnStep = lambda done, 
         data = recipe.data.model_copy(update={"num_workers": 0})
         again = recipe.model_copy(update={"run": Path(scratch), "validation": None, "data": data})
         if checkpoint is not None:  # of this folder alone, so that `prepare` goes on from it
-            (Path(scratch) / "checkpoints").mkdir()
-            (Path(scratch) / "checkpoints" / checkpoint.name).symlink_to(checkpoint.resolve())
+            elastic.linked(checkpoint, Path(scratch) / "checkpoints")
         prepared = prepare(again, device, on_step)
         try:
             loss, norm, tables, batches = _run_to(prepared, step, first)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import re
 
 from shards.pipeline.writers import model_fingerprint
 
@@ -27,8 +28,15 @@ def frozen_weights(llm: str, revision: str | None, encoder: str) -> dict[str, st
 
 
 def refuse_other_weights(before: dict[str, str], now: dict[str, str], what: str) -> None:
-    """Raises ValueError when a pretrained part is not the one that `what` was made with. A folder may have moved: only
+    """Raises ValueError when a frozen part is not the one that `what` was made with. A folder may have moved: only
     its content counts."""
     for part, fingerprint in before.items():
-        if fingerprint.split("@")[-1] != now[part].split("@")[-1]:
-            raise ValueError(f"{what} was made with the {part} {fingerprint}, not {now[part]}; give it that one again")
+        given = now.get(part, "none")
+        if _content(fingerprint) != _content(given):
+            raise ValueError(f"{what} was made with the {part} {fingerprint}, not {given}; give it that one again")
+
+
+def _content(fingerprint: str) -> str:
+    """The hash of a folder's files. A revision says nothing without the hub id before it."""
+    version = fingerprint.rpartition("@")[-1]
+    return version if re.fullmatch("[0-9a-f]{12}", version) else fingerprint

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, NonNegativeInt, PositiveFloat, PositiveInt, Tag
+from pydantic import Discriminator, Field, NonNegativeInt, PositiveFloat, PositiveInt, Tag, ValidationError
 
 from blsp.data_section import DataSection, ValidationSection
 from blsp.section import FilePath, Listed, Location, NonEmpty, Pair, Problem, Section, Text
@@ -384,3 +384,13 @@ KINDS: dict[str, type[TrainRecipe] | type[ShardRecipe] | type[EvalRecipe]] = {
     "shard": ShardRecipe,
     "eval": EvalRecipe,
 }
+
+
+def recipe_of(content: dict[str, Any], where: object) -> TrainRecipe:
+    """A recipe that a run has left. Raises ValueError when this version cannot read it."""
+    try:
+        return TrainRecipe.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{where}: its recipe is another version's ({field}: {first['msg']}); use that one") from None

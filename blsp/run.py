@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,14 @@ from torch import Tensor, nn
 from blsp import checkpoint, checkpoint_folder, elastic, frozen, zero
 from blsp.data_section import DataSection
 from blsp.flops import Flops
-from blsp.handover import ensure_export
+from blsp.handover import begin
 from blsp.head import Head
 from blsp.losses import COLUMNS, Losses
 from blsp.meter import Meter
 from blsp.model import SpeechLM
 from blsp.provenance import refuse_other_weights
-from blsp.recipe import StageSection, TrainRecipe
+from blsp.recipe import StageSection, TrainRecipe, recipe_of
+from blsp.together import together
 from blsp.tracking import Tracker
 from blsp.validate import Best, Validation
 from cluster.files import write_atomically
@@ -86,7 +86,7 @@ def _expect_no_frozen(module: nn.Module, found: Any) -> None:
 
 @dataclass
 class Run:
-    """Everything that the loop needs; made by `train`."""
+    """Everything that the loop needs; made by `prepare`."""
 
     recipe: TrainRecipe
     engine: Any
@@ -118,20 +118,11 @@ class Run:
     def checkpoints(self) -> Path:
         return self.recipe.run / "checkpoints"
 
-
-def together(action: Callable[[], object]) -> Any:
-    """What rank 0 alone does for all. Its result, or its ValueError or OSError, is everybody's: none waits in vain."""
-    outcome: list[Any] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            result = action()
-            outcome[0] = result if isinstance(result, str | Path) else None
-        except (ValueError, OSError) as error:
-            outcome[1] = error
-    dist.broadcast_object_list(outcome, src=0)
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]
+    @property
+    def frozen(self) -> dict[str, str]:
+        """Name and hash of what no checkpoint holds: the pretrained parts, and the export that the run began with."""
+        model = self.stage.model
+        return model.frozen if model.began_with is None else {**model.frozen, "init": model.began_with}
 
 
 def join() -> torch.device:
@@ -161,8 +152,7 @@ def prepare(recipe: TrainRecipe, device: torch.device, on_step: OnStep) -> Run:
         raise ValueError(
             f"data.micro_batches = {recipe.data.micro_batches} is too few for {world} ranks; raise it to {world}"
         )
-    if recipe.model.init is not None:
-        together(partial(ensure_export, recipe.model.init))
+    recipe = together(lambda: begin(recipe))
     partitioned = frozen.is_partitioned(recipe, device, lambda line: together(lambda: print(line, flush=True)))
     settings = zero.config(recipe, world, partitioned=partitioned)
     llm, scale = frozen.read_once(recipe.model, device, settings if partitioned else None)
@@ -210,8 +200,7 @@ def _data(recipe: TrainRecipe, model: SpeechLM) -> tuple[ShardSet, Plan, Reader]
     data = recipe.data
     shard_set = ShardSet.open(*data.shards, replay=data.replay.shards if data.replay else ())
     _refuse_long_clips(model, shard_set)
-    # Rank 0 first: it leaves the counts for the others.
-    together(lambda: token_counts(shard_set, model.template))
+    _count_tokens(shard_set, model)
     collator = _collator(recipe, model, shard_set)
     counts = token_counts(shard_set, model.template)
     plan = Plan(
@@ -235,6 +224,15 @@ def _data(recipe: TrainRecipe, model: SpeechLM) -> tuple[ShardSet, Plan, Reader]
     return shard_set, plan, reader
 
 
+def _count_tokens(shard_set: ShardSet, model: SpeechLM) -> None:
+    """Rank 0 first: it leaves the counts for the others."""
+
+    def count() -> None:
+        token_counts(shard_set, model.template)
+
+    together(count)
+
+
 def _mixture(data: DataSection, shard_set: ShardSet) -> Mixture | None:
     if not data.mixture and data.replay is None:
         return None
@@ -247,7 +245,7 @@ def _validation(recipe: TrainRecipe, model: SpeechLM, trained: ShardSet) -> Vali
         return None
     shard_set = ShardSet.open(*recipe.validation.shards)
     _refuse_long_clips(model, shard_set)
-    together(lambda: token_counts(shard_set, model.template))
+    _count_tokens(shard_set, model)
     return Validation(recipe, model, _collator(recipe, model, shard_set), shard_set, trained)
 
 
@@ -307,10 +305,12 @@ def _resume(run: Run) -> None:
     if newest is None:
         return
     state = checkpoint_folder.read_state(newest)
-    refuse_other_weights(state.frozen, run.stage.model.frozen, str(newest))
+    refuse_other_weights(state.frozen, run.frozen, str(newest))
     # Read as a recipe of today: a field that came later has its default on both sides.
-    before, now = TrainRecipe.model_validate(state.recipe).model_dump(), run.recipe.model_dump()
-    for recipe in (before, now):  # the plan's hash says what the shards hold; where they lie and who reads is free
+    before, now = recipe_of(state.recipe, newest).model_dump(), run.recipe.model_dump()
+    for recipe in (before, now):  # hashes say what shards and weights hold; where they lie and who reads is free
+        recipe["model"]["init"] = "no stage" if recipe["model"]["init"] is None else "a stage"
+        del recipe["model"]["llm"], recipe["model"]["revision"], recipe["model"]["encoder"]
         del recipe["data"]["shards"], recipe["data"]["num_workers"]
         (recipe["data"]["replay"] or {}).pop("shards", None)
     changes = [
@@ -332,7 +332,7 @@ def _resume(run: Run) -> None:
 
 def _load(run: Run, newest: Path, state: checkpoint_folder.TrainingState) -> None:
     """Weights and optimizer state. Written by another number of ranks, they are put together first: once, by rank 0."""
-    written = TrainRecipe.model_validate(state.recipe).engine.zero_stage
+    written = recipe_of(state.recipe, newest).engine.zero_stage
     if written != run.recipe.engine.zero_stage:
         raise ValueError(f"{newest} was written with engine.zero_stage = {written}; go on with the same")
     # Without ZeRO every rank has everything, and one file holds it.

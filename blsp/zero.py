@@ -13,7 +13,7 @@ from blsp.recipe import TrainRecipe
 
 
 def prepare_environment() -> None:
-    """Settings that DeepSpeed and torch read once. A process that no launcher started becomes a world of one."""
+    """Settings that DeepSpeed and torch read once."""
     # DeepSpeed 0.19 calls collectives by names that torch 2.13 is about to drop.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     # Loading a checkpoint must never run code that somebody put into it.

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from blsp.checkpoint_folder import newest_valid, read_state, unlike_manifest, write_manifest
 from blsp.elastic import universal
 from blsp.export import export_config
-from blsp.handover import ensure_export
+from blsp.handover import begin
+from blsp.recipe import TrainRecipe
 from tests.blsp.test_engine import Recipe, World, job, trainings
 from tests.blsp.tiny import LORA, STAGE_2, make_encoder, make_shards, model_section
 from tests.blsp.trainings import Payload
@@ -139,22 +140,20 @@ def test_it_is_made_once_and_again_when_damaged(moved: dict[str, Path], tmp_path
 @pytest.mark.usefixtures("moved")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_later_stage_begins_with_what_a_checkpoint_holds(world: World, tmp_path: Path, kind: str) -> None:
-    run, said = tmp_path / "run", list[str]()
+    run = tmp_path / "run"
     shutil.copytree(world.root / f"moved_{kind}", run)
     shutil.rmtree(run / "export")
-    ensure_export(run, said.append)
-    assert f"{run}: has not finished; beginning with what it knows at step {STEPS}" in said
-    ours, theirs = (
-        load_file(folder / "export" / "model.safetensors") for folder in (run, world.root / f"moved_{kind}")
-    )
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-    described = [export_config(folder / "export")["parts"] for folder in (run, world.root / f"moved_{kind}")]
-    assert described[0] == described[1]
-
-
-def test_without_a_checkpoint_nothing_is_handed_over(tmp_path: Path) -> None:
-    ensure_export(tmp_path, pytest.fail)
-    assert not (tmp_path / "export").exists()
+    before = sorted(run.rglob("*"))
+    later = recipe(world, kind, "later")
+    later = {**later, "run": str(tmp_path / "later"), "model": {**later["model"], "init": str(run)}}
+    made = begin(TrainRecipe.model_validate(later), lambda said: None).model.init
+    assert made == tmp_path / "later" / "init"
+    assert sorted(run.rglob("*")) == before
+    exports = [made / "export", world.root / f"moved_{kind}" / "export"]
+    torch.testing.assert_close(*(load_file(folder / "model.safetensors") for folder in exports), rtol=0, atol=0)
+    ours, theirs = (export_config(folder) for folder in exports)
+    told = ("parts", "corpora", "dataset_id", "steps", "stage", "frozen", "history")
+    assert [ours[name] for name in told] == [theirs[name] for name in told]
 
 
 def test_code_in_the_checkpoint_is_refused_and_does_not_run(

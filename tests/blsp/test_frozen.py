@@ -179,3 +179,15 @@ def test_a_recipe_may_decide(tmp_path: Path, tokenizer: PreTrainedTokenizerFast,
 def test_only_zero_3_cuts_weights(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ValidationError, match=r"only ZeRO-3 cuts weights, not zero_stage = 2"):
         recipe(tmp_path, tokenizer, frozen="partitioned", zero_stage=2)
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_other_ranks_hear_of_any_error_in_reading(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[Any] = []
+    monkeypatch.setattr(dist, "broadcast_object_list", lambda outcome, src: heard.extend(outcome))
+    monkeypatch.setattr(frozen, "load_llm", mock.Mock(side_effect=RuntimeError("out of memory")))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        frozen.read_once(recipe(tmp_path, tokenizer).model, CPU, None)
+    assert str(heard[1]) == "out of memory"

@@ -60,6 +60,22 @@ def second_stage(world: World, name: str, before: str) -> Recipe:
     return {**recipe, "model": {**recipe["model"], "init": str(world.root / before)}}
 
 
+def flip_last_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def moved(world: World, recipe: Recipe) -> Recipe:
+    """All that it begins with lies elsewhere."""
+    shutil.copytree(world.root / "stage_1", world.root / "stage_1_moved")
+    for part in ("llm", "encoder"):
+        name = Path(recipe["model"][part]).name
+        shutil.copytree(recipe["model"][part], world.root / "elsewhere" / name)
+        recipe = {**recipe, "model": {**recipe["model"], part: str(world.root / "elsewhere" / name)}}
+    return recipe
+
+
 def after(world: World, name: str, step: int) -> str:
     """A run folder as it is when its process is gone after `step`."""
     source, copy = world.root / name, world.root / f"{name}-{step}"
@@ -97,6 +113,10 @@ def resumed(world: World, straight: object) -> dict[str, dict[str, Any]]:
     recipes |= {name: bf16(world.recipe(name)) for name in [after(world, "bf16", step) for step in BF16_AFTER]}
     recipes |= {"broken": world.recipe("broken"), "stage_1_broken": first_stage(world, "stage_1_broken")}
     recipes["stage_2_after_broken"] = second_stage(world, "stage_2_after_broken", "stage_1_broken")
+    shutil.copytree(world.root / "stage_1", world.root / "stage_1_other")
+    flip_last_byte(world.root / "stage_1_other" / "export" / "model.safetensors")
+    recipes["stage_2-3"] = second_stage(world, after(world, "stage_2", 3), "stage_1_other")
+    recipes["stage_2-5"] = moved(world, second_stage(world, after(world, "stage_2", 5), "stage_1_moved"))
     listed = {name: job(recipe) for name, recipe in recipes.items()}
     for number, file in enumerate(FILES):
         name = f"planted-{number}"
@@ -162,6 +182,16 @@ def test_a_step_that_was_broken_off_between_two_micro_batches_is_run_again_from_
 def test_the_second_stage_does_not_see_that_the_first_was_broken_off(world: World) -> None:
     assert_same(world, "stage_1_broken", "stage_1")
     assert_same(world, "stage_2_after_broken", "stage_2")
+
+
+def test_a_run_goes_on_when_what_it_begins_with_has_moved(world: World, resumed: dict[str, Any]) -> None:
+    assert resumed["stage_2-5"]["error"] is None
+    assert_same(world, "stage_2-5", "stage_2")
+
+
+def test_a_run_does_not_go_on_when_the_earlier_stage_has_another_export(resumed: dict[str, Any]) -> None:
+    assert resumed["stage_2-3"]["error"] == "ValueError"
+    assert "step-000003 was made with the init stage_1@" in resumed["stage_2-3"]["message"]
 
 
 def test_a_run_whose_folder_another_host_has_taken_over_ends_and_commits_no_more(world: World, straight: Any) -> None:

@@ -178,6 +178,7 @@ def test_the_pace_is_logged_and_adds_up(world: World) -> None:
 @pytest.mark.parametrize(("name", "step"), AGAIN)
 def test_a_past_step_run_again_is_what_was_logged_(world: World, runs: list[Json], name: str, step: int) -> None:
     assert [result["error"] for result in runs[-len(AGAIN) :]] == [None] * len(AGAIN)
+    assert not list((world.root / name).rglob("*universal*"))
     out = world.root / "again" / f"{name}-{step}"
     again = json.loads((out / "step.json").read_text())
     logged = [line for line in world.log(name) if line["step"] == step and "loss" in line]
