@@ -24,6 +24,7 @@ class Bounds:
     prefix_of: list[int]  # the number of the sequence that each goes on from, or -1
     cu_seq_lens_q: Tensor  # int32 [n + 1]
     cu_seq_lens_k: Tensor  # int32 [n + 1]
+    readers: set[int] = field(default_factory=set)  # which layers, by `id`, kept to these bounds
     _masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
 
     def mask(self, num_queries: int, num_keys: int, window: int | None, like: Tensor) -> Tensor:

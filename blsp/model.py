@@ -86,6 +86,7 @@ class SpeechLM(Answering):
             self.parts["encoder"] = encoder.trainable()
         else:
             self.parts["encoder_lora"] = add_encoder_lora(encoder, config.encoder_lora)
+        self._kept_apart = False  # seen in the first pass over packed sequences
         self.gate = LoraGate("speech")
         if config.lora is not None:
             lora, self.gate = add_lora(
@@ -211,6 +212,9 @@ class SpeechLM(Answering):
         decoder: _Decoder = self.llm.get_decoder()
         where = bounds(lengths, embeddings.device, prefix_of)
         output = decoder(inputs_embeds=embeddings[None], position_ids=position_ids[None], use_cache=False, **where)
+        if not self._kept_apart:
+            _refuse_deaf_layers(self.llm, len(where["packed"].readers))
+            self._kept_apart = True
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
 
@@ -300,11 +304,20 @@ def _refuse_other_section(folder: Path, part: str, exported: dict[str, Any], con
 def load_llm(config: ModelSection, device: torch.device) -> PreTrainedModel:
     """The LLM that `config` names, every tensor of it from its files."""
     dtype = getattr(torch, config.dtype)
-    # Straight to the device: eight ranks of a host need not hold eight copies in its memory.
-    llm: PreTrainedModel = load_whole(
-        AutoModelForCausalLM, config.llm, "model.llm", revision=config.revision, dtype=dtype, trust_remote_code=False,
-        attn_implementation=attention_implementation(device, dtype), device_map={"": device},
-    )  # fmt: skip
+    attention = attention_implementation(device, dtype)
+    try:
+        # Straight to the device: eight ranks of a host need not hold eight copies in its memory.
+        llm: PreTrainedModel = load_whole(
+            AutoModelForCausalLM, config.llm, "model.llm", revision=config.revision, dtype=dtype,
+            trust_remote_code=False, attn_implementation=attention, device_map={"": device},
+        )  # fmt: skip
+    except KeyError as error:  # Falcon looks it up in a table of its own
+        if error.args != (attention,):
+            raise
+        raise ValueError(
+            f"model.llm: {config.llm} attends by code of its own, through which clips of one batch would change each "
+            "other; choose another LLM"
+        ) from error
     return llm
 
 
@@ -315,6 +328,16 @@ def _refuse_other_layers(name: str, llm: PreTrainedModel) -> None:
         raise ValueError(
             f"model.llm: {name} has layers of the kind {', '.join(sorted(kinds))}, through which clips of one batch "
             "would change each other; choose an LLM of full or sliding attention"
+        )
+
+
+def _refuse_deaf_layers(llm: PreTrainedModel, num_told: int) -> None:
+    """Some models do not hand on to attention where sequences end, or attend by code of their own."""
+    num_layers = llm.config.get_text_config().num_hidden_layers
+    if num_told < num_layers:
+        raise ValueError(
+            f"model.llm: {type(llm).__name__} told {num_told} of its {num_layers} layers where sequences end; in the "
+            "others clips of one batch would change each other; choose another LLM"
         )
 
 

@@ -24,6 +24,8 @@ from blsp.kernels import Bounds, Reach, flash_attention, sdpa, torch_varlen
 _Kernel = Callable[[Tensor, Tensor, Tensor, Bounds, Reach], Tensor]
 # Not by names that hold "flash": transformers would make its own of them.
 _KERNELS: dict[str, _Kernel] = {"packed_sdpa": sdpa, "packed_varlen": torch_varlen, "packed_fa2": flash_attention}
+# What some models add to the scores of attention, and none of the kernels does: Gemma 2's cap, GPT-OSS' sinks.
+_CHANGES_SCORES = ("softcap", "s_aux", "position_bias", "indices", "block_indices")
 _log = logging.getLogger(__name__)
 
 
@@ -37,9 +39,17 @@ def _packed_attention(
     packed: Bounds | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """query [1, heads, T, d], key and value [1, kv heads, T, d] -> [1, T, heads, d]."""
+    """query [1, heads, T, d], key and value [1, kv heads, T, d] -> [1, T, heads, d]. Raises ValueError for a layer that
+    wants more of attention than the kernels do."""
+    for name in _CHANGES_SCORES:
+        if kwargs.get(name) is not None:
+            raise ValueError(
+                f"{type(module).__name__} asks attention for {name!r}, which attention over packed sequences does not "
+                "know: without it this would be another model; choose a pretrained model without it"
+            )
     causal, window = bool(getattr(module, "is_causal", False)), kwargs.get("sliding_window")
     if packed is not None:
+        packed.readers.add(id(module))
         key, value = _with_prefixes(key, packed), _with_prefixes(value, packed)
         reach = Reach(causal, window, kwargs.get("scaling"), kwargs.get("dropout", 0.0))
         return kernel(query, key, value, packed, reach), None

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shards.sample import EMOTIONS, ROLES
 
@@ -64,6 +65,10 @@ SAME_PROMPT = tuple(writing for writing, trained in TRAINED_UNDER.items() if wri
 # Written for it is what may be replayed beside another prompt, and trained under it: the LLM's plain behaviour.
 REPLAYED = "continue"
 
+# Llama's templates say what day it is. It is always this one, which theirs fall back to: what was written and taught on
+# one day is asked for and answered on another.
+_TODAY = time.strptime("2024-07-26", "%Y-%m-%d")
+
 _SLOT = "\u241fspeech\u241f"
 
 
@@ -82,8 +87,18 @@ class ChatTemplate:
         if tokenizer.eos_token_id is None:
             raise ValueError(f"{tokenizer.name_or_path}: the tokenizer names no end-of-turn (eos) token")
         self.tokenizer = tokenizer
-        self.end_of_turn_id: int = tokenizer.eos_token_id
         self._around: dict[tuple[str, str | None, int], list[list[int]]] = {}
+        behind = self._behind_an_answer()
+        self.end_of_turn_id: int = tokenizer.eos_token_id if behind is None else behind
+
+    def _behind_an_answer(self) -> int | None:
+        """The special token that ends an assistant's turn within a conversation. The tokenizer's own eos may end
+        whole texts instead: Gemma's turns end with <end_of_turn>, Phi-3's with <|end|>."""
+        rendered = self._render([{"role": role, "content": _SLOT} for role in (*ROLES, ROLES[0])])
+        pieces = (rendered or "").split(_SLOT)
+        behind = self._ids(pieces[2].lstrip()) if len(pieces) == 4 else []
+        ends = behind and behind[0] in self.tokenizer.added_tokens_decoder and behind[0] != self.tokenizer.bos_token_id
+        return behind[0] if ends else None
 
     def _split(self, prompt: str, emotion: str | None, num_earlier: int) -> list[str]:
         wording = PROMPTS[prompt]
@@ -92,7 +107,7 @@ class ChatTemplate:
         turns = [{"role": ROLES[i % 2], "content": content} for i, content in enumerate(contents)]
         rendered = self._render([{"role": "system", "content": wording.system}, *turns])
         if rendered is None or wording.system not in rendered:
-            # Mistral's and Gemma's templates know no system turn: its words open the user's.
+            # Mistral 7B's template knows no system turn: its words open the user's.
             turns[0]["content"] = f"{wording.system}\n\n{contents[0]}"
             rendered = self._render(turns)
         pieces = (rendered or "").split(_SLOT)
@@ -109,8 +124,9 @@ class ChatTemplate:
         try:
             # Targets are answers, not thoughts: templates of reasoning LLMs (Qwen3) then close the thinking at once.
             rendered = self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
-            )
+                turns, tokenize=False, add_generation_prompt=True, enable_thinking=False,
+                strftime_now=lambda form: time.strftime(form, _TODAY),
+            )  # fmt: skip
         except TemplateError:
             return None
         assert isinstance(rendered, str)
@@ -181,5 +197,7 @@ class ChatTemplate:
         vocabulary = sorted(self.tokenizer.get_vocab().items())
         named = [prompt.instruction for prompt in PROMPTS.values() if "{emotion}" in prompt.instruction]
         turns = self._render([{"role": role, "content": _SLOT} for role in (*ROLES, ROLES[0])])
-        content = json.dumps([prefixes, self.suffix(), vocabulary, named, turns])
-        return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+        content: list[Any] = [prefixes, self.suffix(), vocabulary, named, turns]
+        if self.end_of_turn_id != self.tokenizer.eos_token_id:
+            content.append(self.end_of_turn_id)
+        return hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()

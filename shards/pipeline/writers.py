@@ -101,8 +101,10 @@ def model_fingerprint(llm: str, revision: str | None) -> str:
     if not (folder / "config.json").is_file():
         raise ValueError(f"{llm}: holds no config.json; a model's folder is what `save_pretrained` writes")
     digest = hashlib.blake2b(digest_size=6)
+    # transformers reads the older format only where there is no other; beside it a folder may hold any .bin file.
+    weights = ".safetensors" if any(folder.glob("*.safetensors")) else ".bin"
     for path in sorted(folder.iterdir()):
-        if path.suffix not in {".json", ".safetensors", ".jinja", ".txt", ".model", ".tiktoken"}:
+        if path.suffix not in {weights, ".json", ".jinja", ".txt", ".model", ".tiktoken"}:
             continue
         size = path.stat().st_size
         digest.update(f"{path.name}:{size}:".encode())

@@ -86,6 +86,11 @@ def cached_teacher(shard_set: ShardSet, llm: str, wording: str, temperature: flo
                 f"{url}: stage.teacher is 'cached', but its predictions are by {other}, and model.llm is {llm}; "
                 f"write the set with that LLM, {live}"
             )
+        if _HASH.fullmatch(llm.rpartition("@")[2]) is None:
+            raise ValueError(
+                f"{url}: stage.teacher is 'cached', but {llm} may have become another model since the set was written; "
+                f"set writer.revision and model.revision to a commit and write the set again, {live}"
+            )
         if found["wording"] != wording:
             raise ValueError(
                 f"{url}: stage.teacher is 'cached', but its predictions are with tokenizer, chat template and "

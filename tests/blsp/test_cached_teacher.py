@@ -107,6 +107,8 @@ def test_a_cache_of_another_llm_or_other_words_is_refused(world: World) -> None:
     shard_set.writers = ("name/llm@main wording=w greedy",)
     with pytest.raises(ValueError, match=r"its predictions are by name/llm@main, and model.llm is other/llm@main"):
         cached_teacher(shard_set, "other/llm@main", "w", 2.0)
+    with pytest.raises(ValueError, match=r"name/llm@main may have become another model .* set writer.revision"):
+        cached_teacher(shard_set, "name/llm@main", "w", 2.0)
     for unknown in ((), ("gpt-4",)):
         shard_set.writers = unknown
         with pytest.raises(ValueError, match="its predictions are by"):

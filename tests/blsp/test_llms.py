@@ -10,6 +10,8 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
     HubertConfig,
     LlamaConfig,
     MistralConfig,
@@ -17,11 +19,13 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
     WavLMConfig,
 )
 
-from blsp.model import SpeechLM
-from blsp.packing import bounds
+from blsp.model import SpeechLM, load_llm
+from blsp.packing import attention_implementation, bounds
 from blsp.run import Stage
 from shards.batches.collate import Batch, Collator
 from shards.prompts import PROMPTS, ChatTemplate
@@ -207,3 +211,20 @@ def test_an_llm_whose_layers_do_more_than_attend_is_refused(model: SpeechLM) -> 
     llm.config.layer_types = ["full_attention", "linear_attention"]
     with pytest.raises(ValueError, match=r"has layers of the kind linear_attention, through which clips"):
         SpeechLM(model.config, llm, model.encoder, model.template)
+
+
+def test_an_llm_that_does_not_hand_on_where_sequences_end_is_refused_in_its_first_pass(model: SpeechLM) -> None:
+    config = RecurrentGemmaConfig(vocab_size=model.llm.config.vocab_size, lru_width=32, **SIZES)
+    llm = RecurrentGemmaForCausalLM._from_config(
+        config, attn_implementation=attention_implementation(CPU, torch.float32)
+    )
+    section = model.config.model_copy(update={"lora": None})
+    with pytest.raises(ValueError, match="RecurrentGemmaForCausalLM told 0 of its 2 layers where sequences end"):
+        SpeechLM(section, llm, model.encoder, model.template)._read(batch_of(model))
+
+
+def test_an_llm_that_attends_by_code_of_its_own_is_refused(tmp_path: Path) -> None:
+    config = FalconConfig(vocab_size=60, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    FalconForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="attends by code of its own"):
+        load_llm(model_section(tmp_path, tmp_path), CPU)

@@ -6,7 +6,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from blsp.packing import PackedConv1d, attention_implementation, bounds, pad_packed
@@ -99,6 +107,15 @@ def test_one_sequence_without_a_mask_is_causal() -> None:
     ids = torch.randint(2, 50, (1, 9))
     with torch.no_grad():
         torch.testing.assert_close(make("qwen2", PACKED)(ids).logits, make("qwen2", "sdpa")(ids).logits)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_llm_that_caps_the_scores_of_attention_is_refused(packed: bool) -> None:
+    config = Gemma2Config(**SIZES, num_key_value_heads=2, head_dim=8)
+    llm = Gemma2ForCausalLM._from_config(config, attn_implementation=PACKED)
+    where = bounds([4, 5], CPU) if packed else {}
+    with pytest.raises(ValueError, match="Gemma2Attention asks attention for 'softcap'"):
+        llm.model(torch.randint(2, 50, (1, 9)), use_cache=False, **where)
 
 
 def test_bounds_are_cumulative() -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from shards.prompts import PROMPTS, TRAINED_UNDER, ChatTemplate
+from tests.conftest import CHAT_TEMPLATE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -54,6 +55,32 @@ def test_a_template_that_loses_turns_is_refused(tokenizer: PreTrainedTokenizerFa
     template = ChatTemplate(tokenizer.__class__(**{**_parts(tokenizer), "chat_template": lossy}))
     with pytest.raises(ValueError, match=f"its chat template {how} an earlier turn of a conversation"):
         template.around("reply", num_earlier=2)
+
+
+def test_no_answer_depends_on_the_day(tokenizer: PreTrainedTokenizerFast) -> None:
+    dated = "{{ strftime_now('%d %b %Y %H:%M:%S') if strftime_now is defined else 'never' }}" + CHAT_TEMPLATE
+    template = ChatTemplate(tokenizer.__class__(**{**_parts(tokenizer), "chat_template": dated}))
+    assert template.tokenizer.decode(template.prefix("reply")).startswith("26 Jul 2024 00:00:00<|im_start|>system")
+
+
+@pytest.mark.parametrize(
+    ("behind", "end"),
+    [
+        ("<|im_end|>\n", "<|im_end|>"),
+        (" <|endoftext|>", "<|endoftext|>"),  # as Gemma's and Phi-3's: not the eos
+        ("<|im_start|>", "<|im_end|>"),  # the tokenizer's bos begins what follows
+        ("\n### ", "<|im_end|>"),
+        ("", "<|im_end|>"),
+    ],
+)
+def test_a_turn_ends_with_what_the_chat_template_puts_behind_an_answer(
+    tokenizer: PreTrainedTokenizerFast, behind: str, end: str
+) -> None:
+    known = "{% for m in messages %}{{ m.role }} {{ m.content }}" + behind + "{% endfor %}"
+    parts = {**_parts(tokenizer), "chat_template": known, "bos_token": "<|im_start|>"}
+    template = ChatTemplate(tokenizer.__class__(**parts))
+    assert template.tokenizer.convert_ids_to_tokens(template.end_of_turn_id) == end
+    assert template.response("Hi", finished=True)[-1] == template.end_of_turn_id
 
 
 def test_every_prompt_that_is_written_is_trained_under_one_that_names_no_emotion() -> None:

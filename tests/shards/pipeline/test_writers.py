@@ -60,11 +60,12 @@ def test_refusals_and_silence_are_no_targets(text: str, reason: str | None) -> N
     assert drop_reason(text) == reason
 
 
-def test_another_training_is_another_version(tmp_path: Path) -> None:
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
+def test_another_training_is_another_version(tmp_path: Path, weights: str) -> None:
     (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "model.safetensors").write_bytes(bytes(3 * 2**20))
+    (tmp_path / weights).write_bytes(bytes(3 * 2**20))
     first = model_fingerprint(str(tmp_path), None)
-    (tmp_path / "model.safetensors").write_bytes(bytes(3 * 2**20 - 1) + b"1")
+    (tmp_path / weights).write_bytes(bytes(3 * 2**20 - 1) + b"1")
     assert model_fingerprint(str(tmp_path), None) != first
     assert model_fingerprint("Qwen/Qwen2.5-7B-Instruct", None) == "Qwen/Qwen2.5-7B-Instruct@main"
 
