@@ -126,8 +126,9 @@ def cached_kl(
 ) -> tuple[Tensor, Tensor]:
     """As `continuation_kl`, against the teacher's k likeliest tokens and the rest taken together as one more.
 
-    hidden [R, D]; ids and logits [R, k], a free place -inf; log_z [R, 2] at `temperature` and at 1. Never more than the
-    full KL; what is missing is how the two sides differ within the rest, weighted with the teacher's share of it.
+    hidden [R, D]; ids and logits [R, k], a free place -inf; log_z [R, 2] at `temperature` and at 1. But for
+    rounding never more than the full KL; what is missing is how the two sides differ within the rest, weighted with the
+    teacher's share of it.
     """
 
     def kl_rows(head: Head, hidden: Tensor, ids: Tensor, kept: Tensor, log_z: Tensor) -> tuple[Tensor, ...]:
