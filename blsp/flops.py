@@ -24,11 +24,11 @@ from blsp.model import SpeechLM
 from blsp.recipe import StageSection
 from shards.batches.collate import Batch
 
-# Dense bfloat16 per second, from the makers' data sheets; the first name that fits.
+# Dense bfloat16 per second, from the maker's data sheets; the first name that fits. Cards called NVL are slower than
+# their namesakes, by how much is not known here.
 _PEAKS = {
-    "GB200": 2.5e15, "B200": 2.25e15, "GH200": 989e12, "H200 NVL": 835e12, "H200": 989e12, "H100 PCIe": 756e12,
-    "H100 NVL": 835e12, "H100": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12, "L40": 181e12,
-    "L4": 121e12, "A10G": 125e12, "A6000": 155e12, "RTX 4090": 165e12, "V100": 125e12,
+    "NVL": None, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12,
+    "L40S": 362e12,
 }  # fmt: skip
 
 
