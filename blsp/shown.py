@@ -11,6 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from blsp.features import AudioWindow, log_mel
 from blsp.model import SpeechLM
+from blsp.together import together
 from shards.audio import SAMPLE_RATE
 from shards.batches.collate import Collator
 from shards.sample import EMOTIONS
@@ -24,10 +25,8 @@ class Shown:
     """The clips, and how to ask about them."""
 
     def __init__(self, shard_set: ShardSet, rows: Sequence[int], collator: Collator) -> None:
-        samples = shard_set.read_many(rows) if rows else []
-        self.samples = [
-            sample for sample in samples if not isinstance(sample, CorruptSample) and not sample.utterance.messages
-        ]
+        """Rank 0 reads the clips for all, so that all ask about the same ones."""
+        self.samples = together(lambda: _readable(shard_set, rows))
         self._prompt = next(task for task in collator.tasks if task != "identify" or len(collator.tasks) == 1)
 
     def ask(self, model: SpeechLM) -> list[str]:
@@ -44,6 +43,12 @@ class Shown:
                 writer.add_audio(name, torch.from_numpy(sample.waveform / 32768.0)[None], step, SAMPLE_RATE)
                 writer.add_image(f"{name}/log_mel", mel_picture(sample.waveform), step, dataformats="HW")
             writer.add_text(name, _text(sample, answer), step)
+
+
+def _readable(shard_set: ShardSet, rows: Sequence[int]) -> list[Sample]:
+    """Without conversations."""
+    read = [sample for sample in shard_set.read_many(rows) if not isinstance(sample, CorruptSample)] if rows else []
+    return [sample for sample in read if not sample.utterance.messages]
 
 
 def write_confusion(writer: SummaryWriter, step: int, counts: Sequence[Sequence[int]]) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from blsp.losses import COLUMNS
 from blsp.recipe import StageSection
+from blsp.together import together
 from shards.batches.collate import Collator
 from shards.sample import Utterance
 from shards.sets.shard_set import CorruptSample, Sample, ShardSet
@@ -64,9 +65,10 @@ class ToneSensitivity:
 
     def __init__(self, shard_set: ShardSet, rows: Sequence[int], collator: Collator) -> None:
         self._shard_set, self._collator = shard_set, collator
-        self._takes = []
+        self._takes: list[Takes] = []
         if _TASK in collator.tasks:
-            self._takes = find_takes([utterance for utterance, _ in shard_set.records(rows)], rows)
+            # Rank 0 for all: they make as many calls only with the same takes.
+            self._takes = together(lambda: find_takes([utterance for utterance, _ in shard_set.records(rows)], rows))
 
     def measure(self, engine: Any, stage: StageSection, device: torch.device) -> dict[str, float]:
         """`tone_sensitivity` and `second_take`, in nats per answer, each with its standard error where there are two or

@@ -54,6 +54,7 @@ def expected(model: SpeechLM, collator: Collator, pairs: Sequence[tuple[Sample, 
     return sum(differences) / len(differences)
 
 
+@pytest.mark.usefixtures("alone")
 @torch.no_grad()
 @pytest.mark.parametrize("num_ranks", [1, 3])
 def test_it_is_the_difference_of_log_probabilities_on_any_number_of_ranks(
@@ -82,8 +83,13 @@ def test_it_is_the_difference_of_log_probabilities_on_any_number_of_ranks(
     assert scalars["tone_sensitivity_error"] > 0
 
 
+@pytest.mark.usefixtures("alone")
 def test_without_the_prompt_or_without_takes_nothing_is_said(measured: tuple[SpeechLM, ShardSet, Collator]) -> None:
     model, shard_set, collator = measured
     assert ToneSensitivity(shard_set, [3], collator).measure(Stage(model, STAGE_2), STAGE_2, CPU) == {}
     plain = Collator(model.template, model.num_speech_tokens, {"continue": 1}, with_teacher=False)
     assert ToneSensitivity(shard_set, range(7), plain).measure(Stage(model, STAGE_2), STAGE_2, CPU) == {}
+
+
+def test_one_clip_alone_has_no_standard_error() -> None:
+    assert tone._mean("second_take", torch.tensor([2.0])) == {"second_take": 2.0}

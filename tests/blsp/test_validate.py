@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from blsp import validate
+from blsp import shown, tone, validate
 from blsp.checkpoint_folder import TrainingState, best_of, committed, prune, read_state, write_manifest
 from blsp.losses import COLUMNS
 from blsp.model import SpeechLM
@@ -211,6 +211,8 @@ def make(world: World, **section: Any) -> tuple[Validation, Stage]:
 def measured_by(world: World, monkeypatch: pytest.MonkeyPatch, num_ranks: int) -> Tensor:
     """The sums that so many ranks make together."""
     parts: list[Tensor] = []
+    for module in (shown, tone):
+        monkeypatch.setattr(module, "together", lambda action: action())
     monkeypatch.setattr(validate.dist, "get_world_size", lambda: num_ranks)
     monkeypatch.setattr(validate.dist, "all_reduce", lambda sums: parts.append(sums.clone()))
     for rank in range(num_ranks):
