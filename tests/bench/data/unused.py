@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,10 +54,11 @@ class _Cost:
         self.clips = sizes.costs(weights)
 
     def padded(self, batch: Batch, heard_s: float | None = None) -> float:
-        longest = {field.name: getattr(self.sizes, field.name)[batch].max(keepdims=True) for field in fields(Sizes)}
+        per_clip = [name for name, size in vars(self.sizes).items() if isinstance(size, np.ndarray)]
+        longest = {name: getattr(self.sizes, name)[batch].max(keepdims=True) for name in per_clip}
         if heard_s is not None:
             longest["heard_samples"] = np.array([round(heard_s * SAMPLE_RATE)])
-        return float(len(batch) * Sizes(**longest).costs(self.weights)[0])
+        return float(len(batch) * replace(self.sizes, **longest).costs(self.weights)[0])
 
 
 def unused(loads: Loads, useful: float) -> float:
