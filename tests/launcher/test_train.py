@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from launcher import train
+from tests.blsp.tiny import STAGE_1, make_encoder, make_loud_llm, make_shards, model_section
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException, local_rank: int) -> int:
@@ -55,3 +62,42 @@ def test_a_lost_rank_is_a_sentence_and_a_bug_of_ours_is_not(
     assert capsys.readouterr().err == f"blsp: another rank ended, or its host is gone; {train.GOES_ON}\n"
     with pytest.raises(RuntimeError, match="shapes"):
         failing(monkeypatch, RuntimeError("shapes do not fit"), local_rank=0)
+
+
+@pytest.mark.slow
+def test_deepspeeds_own_command_with_a_hostfile_trains_and_goes_on(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """As the README types it, on one host: this one, to which no ssh need lead."""
+    model = model_section(make_loud_llm(tokenizer, tmp_path / "llm"), make_encoder(tmp_path / "encoder"))
+    run = tmp_path / "run"
+    content = {
+        "kind": "train", "run": str(run), "model": model.model_dump(mode="json"),
+        "stage": STAGE_1.model_dump(mode="json"),
+        "data": {"shards": str(make_shards(tmp_path / "data", "continue", 8)), "clips_per_step": 4, "micro_batches": 2},
+        "optim": {"lr": {"adapter": 1e-3}, "warmup_steps": 0, "steps": 4},
+        "engine": {"checkpoint_every_steps": 2, "log_every_steps": 1},
+    }  # fmt: skip
+    recipe, hostfile = tmp_path / "recipe.yaml", tmp_path / "hostfile"
+    recipe.write_text(json.dumps(content))  # JSON is YAML too
+    hostfile.write_text("localhost slots=2\n")
+    command = [
+        str(Path(sys.executable).with_name("deepspeed")), "--hostfile", str(hostfile), "--no_ssh_check",
+        "--master_addr", "127.0.0.1", "--module", "launcher.train",
+        "--config", str(recipe),
+    ]  # fmt: skip
+
+    def losses() -> list[float]:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        printed.append(ended.stdout)
+        return [line["loss"] for line in map(json.loads, (run / "log.jsonl").read_text().splitlines())]
+
+    printed: list[str] = []
+    first = losses()
+    shutil.rmtree(run / "checkpoints" / "step-000004")
+    shutil.rmtree(run / "export")
+    assert losses() == first
+    assert len(first) == 4
+    assert f"going on from {run}/checkpoints/step-000002" in printed[1]
+    assert (run / "export" / "model.safetensors").is_file()
