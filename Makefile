@@ -29,7 +29,7 @@ bench-train: .venv/installed
 # Checkpoints, and what the loop adds to DeepSpeed's own steps.
 bench-train-loop: .venv/installed
 	$(BIN)/python -m tests.bench.checkpoint
-	$(BIN)/python -m tests.bench.loop
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.loop
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis quickstart

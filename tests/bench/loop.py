@@ -39,11 +39,10 @@ class Again:
     def __init__(self, batches: list[Batch]) -> None:
         self._batches = batches
 
-    def steps(self, start: int) -> Iterator[tuple[int, list[Batch]]]:
+    def steps(self, start: int, end: int) -> Iterator[tuple[int, list[Batch]]]:
         """(global step, micro-batches)."""
-        while True:
-            yield start, self._batches
-            start += 1
+        for step in range(start, end):
+            yield step, self._batches
 
 
 def recipe(root: Path) -> dict[str, Any]:
