@@ -28,7 +28,7 @@ bench-train: .venv/installed
 
 # Checkpoints, and what the loop adds to DeepSpeed's own steps.
 bench-train-loop: .venv/installed
-	$(BIN)/python -m tests.bench.checkpoint
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.checkpoint
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.loop
 
 clean:
