@@ -6,6 +6,7 @@ on the left. n sequences, T positions, S speech tokens of a clip, H LLM width.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,24 +54,24 @@ def greedy(max_new_tokens: int, end: int | None) -> GenerationConfig:
     return GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=end, pad_token_id=end)
 
 
-class Answering(nn.Module):
+class Answering(nn.Module, ABC):
     """What a model does with what it hears when nobody trains it."""
 
     llm: PreTrainedModel
     gate: LoraGate
 
     @property
+    @abstractmethod
     def template(self) -> ChatTemplate:
         """Token ids of everything around the speech."""
-        raise NotImplementedError
 
+    @abstractmethod
     def hear(self, waveform: Tensor, num_samples: Tensor) -> tuple[Tensor, list[int]]:
         """int16 [sum N], int64 [n] -> speech embeddings [sum S, H] and S of each clip."""
-        raise NotImplementedError
 
+    @abstractmethod
     def emotion_logits(self, speech: Tensor, lengths: list[int]) -> Tensor:
         """[n, 5] of clips with these speech embeddings [sum S, H]."""
-        raise NotImplementedError
 
     @property
     def device(self) -> torch.device:
