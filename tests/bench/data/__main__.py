@@ -18,7 +18,7 @@ from pathlib import Path
 from cluster.files import write_atomically
 from tests.bench.data import fetched, peers, planning, reading, unused, writing
 from tests.bench.data.clips import make_clips
-from tests.bench.data.figure import Figure, as_json, machine, markdown
+from tests.bench.data.figure import Figure, as_json, machine, markdown, some_of
 
 PARTS = ("reader", "writer", "unused", "plan", "fetched")
 
@@ -50,7 +50,7 @@ def main() -> int:
     parser.add_argument("--clips", type=int, default=1000, metavar="N", help="clips to write and read (1000)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of each comparison (5)")
     parser.add_argument("--rows", type=int, default=1_000_000, metavar="N", help="of the plan (1000000)")
-    parser.add_argument("--only", default=PARTS, type=_parts, metavar="A,B", help=f"some of {','.join(PARTS)}")
+    parser.add_argument("--only", default=PARTS, type=some_of(PARTS), metavar="A,B", help=f"some of {','.join(PARTS)}")
     parser.add_argument("--audio", type=Path, metavar="FOLDER", help="your own clips in place of espeak-ng's")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="where the figures go too")
     arguments = parser.parse_args()
@@ -65,13 +65,6 @@ def main() -> int:
     if arguments.out:
         write_atomically(arguments.out, f"{as_json(figures, conditions)}\n".encode())
     return 0
-
-
-def _parts(text: str) -> tuple[str, ...]:
-    parts = tuple(text.split(","))
-    if unknown := sorted(set(parts) - set(PARTS)):
-        raise argparse.ArgumentTypeError(f"no part {unknown[0]!r}; there are {', '.join(PARTS)}")
-    return parts
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -58,6 +59,18 @@ def _shown(value: Spread | str, unit: str) -> str:
         return value
     median, low, high = (_number(number, unit) for number in (value.median, value.low, value.high))
     return median if low == high else f"{median} ({low.removesuffix(unit).strip()}–{high.removesuffix(unit).strip()})"
+
+
+def some_of(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
+    """A type for argparse: a list with commas of some of `known`."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        parts = tuple(text.split(","))
+        if unknown := sorted(set(parts) - set(known)):
+            raise argparse.ArgumentTypeError(f"no part {unknown[0]!r}; there are {', '.join(known)}")
+        return parts
+
+    return parse
 
 
 def machine() -> dict[str, Any]:

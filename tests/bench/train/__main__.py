@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from cluster.files import write_atomically
-from tests.bench.data.figure import machine
+from tests.bench.data.figure import machine, some_of
 from tests.bench.train import real_size, rows, tables
 from tests.bench.train.shapes import SHAPES
 
@@ -68,7 +68,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.train", description=(__doc__ or "").split("\n\n")[0])
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default, help=f"where it runs ({default})")
-    parser.add_argument("--only", type=_parts, metavar="A,B", help=f"some of {','.join(PARTS)}")
+    parser.add_argument("--only", type=some_of(PARTS), metavar="A,B", help=f"some of {','.join(PARTS)}")
     parser.add_argument("--shapes", choices=tuple(SHAPES), help="of the model (middle; at real size large)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of the savings (3)")
     parser.add_argument("--threads", type=int, metavar="N", help="of a CPU (all); with 1 a busy machine says more")
@@ -78,13 +78,6 @@ def _parse() -> argparse.Namespace:
     if arguments.only is None:
         arguments.only = ("throughput", "arithmetic") if arguments.device == "cuda" else ("savings", "arithmetic")
     return arguments
-
-
-def _parts(text: str) -> tuple[str, ...]:
-    parts = tuple(text.split(","))
-    if unknown := sorted(set(parts) - set(PARTS)):
-        raise argparse.ArgumentTypeError(f"no part {unknown[0]!r}; there are {', '.join(PARTS)}")
-    return parts
 
 
 if __name__ == "__main__":
