@@ -7,11 +7,12 @@ BIN := .venv/bin
 quickstart: .venv/installed
 	$(BIN)/blsp quickstart
 
-test: check
-	$(BIN)/python -m pytest
+test: check test-fast
+	$(BIN)/python -m pytest -m slow
 
+# One process per core, and one thread in each.
 test-fast: .venv/installed
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist loadfile
 
 check: .venv/installed
 	$(BIN)/ruff check

@@ -48,6 +48,7 @@ setup(
             "mypy>=2,<3",
             "pytest>=9,<10",
             "pytest-timeout>=2.4,<3",
+            "pytest-xdist>=3.8,<4",
             "ruff>=0.17,<0.18",
             "types-PyYAML>=6,<7",
             "webdataset>=1,<2",  # its reader reads our shards

@@ -78,7 +78,7 @@ def run(folder: Path, seed: int) -> None:
     record = folder / "commands.jsonl"
     done = record.read_text().splitlines() if record.exists() else []
     console = Console()
-    console.print(f"[bold]$ cd {folder}[/bold]")
+    console.print(f"[bold]$ cd {folder}[/bold]", soft_wrap=True)
     with on_ctrl_c(_STOPPED), folder_lock(folder), _peak_memory() as peak:
         for number, step in enumerate(steps(seed)):
             if number < len(done):

@@ -75,7 +75,7 @@ def test_commands_run_in_order_and_are_recorded_with_their_times(
     assert all(0 <= line["seconds"] < 5 for line in record(folder))
     said = capsys.readouterr().out
     for text in (f"$ cd {folder}", "$ blsp one 'a b'", "$ blsp two", "first phase", "peak memory"):
-        assert text in said.replace(f"cd \n{folder}", f"cd {folder}")
+        assert text in said
 
 
 def test_what_is_done_is_not_done_again(folder: Path, set_steps: Any) -> None:
