@@ -17,6 +17,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from tests.testbed.hosts import Bed
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -76,3 +78,21 @@ def ray_here() -> Iterator[None]:
 
     with ray_session(num_cpus=4):
         yield
+
+
+@pytest.fixture(scope="session")
+def two_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
+    """The one bed of the test run; `bed` is what tests ask for."""
+    from tests.testbed.hosts import hosts_up, why_not
+
+    if (why := why_not()) is not None:
+        pytest.skip(why)
+    with hosts_up(tmp_path_factory.mktemp("bed")) as bed:
+        yield bed
+
+
+@pytest.fixture
+def bed(two_hosts: Bed) -> Bed:
+    """`login`, `node1` and `node2` with ssh between them (see tests/testbed/hosts.py), all of them running."""
+    two_hosts.mend()
+    return two_hosts
