@@ -41,7 +41,7 @@ from blsp.checkpoint_folder import (
     sweep,
     temporary_name,
 )
-from blsp.snapshot import SnapshotEngine
+from blsp.snapshot import SnapshotEngine, load_names
 from blsp.weight_files import named_in_pickle
 from cluster.files import sync_folder, write_atomically
 from cluster.owner import TakenOverError
@@ -240,13 +240,15 @@ def load(engine: DeepSpeedEngine, checkpoint: Path) -> None:
     _refuse_code(checkpoint)
     try:
         with plainly_named(checkpoint) as folder:
-            path, _ = engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=True)
+            path, _ = engine.load_checkpoint(str(folder), tag=TAG, custom_load_fn=load_names)
     except torch.OutOfMemoryError:
         raise
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{checkpoint}: is not what DeepSpeed writes of this model ({error!r})") from error
     if path is None:
         raise ValueError(f"{checkpoint}: DeepSpeed finds nothing to load in its folder {TAG}")
+    if engine.zero_optimization() and not engine.zero_optimization_partition_weights():
+        engine.optimizer.update_lp_params()  # the weights are those of the optimizer, in the model's type
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
-from torch import Tensor
+from torch import Tensor, nn
 
 from cluster.files import sync_folder
 
@@ -38,8 +38,8 @@ class SnapshotEngine(CheckpointEngine):  # type: ignore[misc]
         self._files, self._num_used = [], 0
 
     def save(self, state_dict: Any, path: str) -> None:
-        """Copy one file's content."""
-        self._files.append((Path(path), self._copied(state_dict)))
+        """Copy one file's content; no weights that the optimizer's files hold."""
+        self._files.append((Path(path), self._copied(_without_weights(state_dict))))
 
     def commit(self, info: CheckpointCommitInfo) -> bool:
         """All files of this rank are copied. Nothing is on the disk yet."""
@@ -84,6 +84,25 @@ class SnapshotEngine(CheckpointEngine):  # type: ignore[misc]
             self._buffers[index:] = [buffer]
         self._buffers[index].copy_(tensor.detach(), non_blocking=True)
         return self._buffers[index]
+
+
+def _without_weights(state: Any) -> Any:
+    """ZeRO's optimizer files hold all weights in float32. Beside them the module's need their names only, which is how
+    ZeRO 3 has them anyway."""
+    held = {name for group in state.get("param_shapes") or [] for name in group}
+    if not held:
+        return state
+    module = {name: value.new_empty(0) if name in held else value for name, value in state["module"].items()}
+    return {**state, "module": module}
+
+
+def load_names(src: dict[str, Tensor], dst: nn.Module) -> None:
+    """Load what a checkpoint holds of a module; weights without values stay as they are.
+
+    Raises RuntimeError when the names are not the module's.
+    """
+    own = dst.state_dict()
+    dst.load_state_dict({name: value if value.numel() else own.get(name, value) for name, value in src.items()})
 
 
 def _alike(buffer: Tensor, tensor: Tensor) -> bool:

@@ -25,7 +25,10 @@ pytestmark = pytest.mark.slow
 STEPS = 6
 RATES = {"adapter": 1e-3, "classifier": 3e-3, "encoder": 1e-4, "lora": 2e-3}
 # ZeRO stage and dtype.
-KINDS = {"zero3": (3, "float32"), "zero2": (2, "float32"), "zero0": (0, "float32"), "bf16": (3, "bfloat16")}
+KINDS = {
+    "zero3": (3, "float32"), "zero2": (2, "float32"), "zero1": (1, "float32"), "zero0": (0, "float32"),
+    "bf16": (3, "bfloat16"),
+}  # fmt: skip
 FLOAT32 = [kind for kind in KINDS if kind != "bf16"]
 
 
