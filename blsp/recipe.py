@@ -15,6 +15,7 @@ from pydantic import Discriminator, Field, NonNegativeInt, PositiveFloat, Positi
 
 from blsp.data_section import DataSection, ValidationSection
 from blsp.section import FilePath, Listed, Location, NonEmpty, Pair, Problem, Section, Text
+from blsp.slurm_section import SlurmSection
 from shards.prompts import SAME_PROMPT
 
 Module = Literal["adapter", "encoder", "encoder_lora", "lora", "classifier"]
@@ -232,6 +233,7 @@ class TrainRecipe(Section):
     optim: OptimSection
     engine: EngineSection
     validation: ValidationSection | None = Field(None, description="held-out clips to be measured on; null for none")
+    slurm: SlurmSection | None = Field(None, description="what `blsp submit` asks SLURM for; null: its defaults")
 
     def problems(self) -> Iterator[Problem]:
         if self.validation is not None:
@@ -317,6 +319,7 @@ class ShardRecipe(Section):
     cpu_actors: PositiveInt | None = Field(None, description="processes that decode and encode audio; null: all cores")
     llm_actors: PositiveInt = Field(1, description="copies of the LLM that write")
     ray_address: str | None = Field(None, description="address of a running Ray cluster; null: this machine")
+    slurm: SlurmSection | None = Field(None, description="what `blsp submit` asks SLURM for; null: its defaults")
 
     def problems(self) -> Iterator[Problem]:
         if self.manifests and self.base is not None:

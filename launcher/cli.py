@@ -11,12 +11,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from launcher import cluster_verbs
+from launcher.arguments import Overrides, RecipeName
 from launcher.errors import exit_code_of
-
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or a name that `blsp ls` shows.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[SECTION.FIELD=VALUE]...", help="Replace values of the recipe.")
-]
 
 
 class _Group(TyperGroup):
@@ -220,6 +217,9 @@ def train(
     debug = context.find_root().params["debug"]
     arguments = start.command(find(recipe), overrides, hostfile=hostfile, processes=processes, debug=debug)
     raise typer.Exit(start.run(arguments, processes))
+
+
+app.command()(cluster_verbs.submit)
 
 
 @checkpoints.command("ls")

@@ -110,6 +110,8 @@ def _what(detail: Any, place: Place, model: type[BaseModel]) -> str:
         choices = re.findall(r"'([^']*)'", context.get("expected") or context["expected_tags"])
         return f"{wrong!r} is not one of {', '.join(choices)}{_nearest(wrong, choices)}"
     if kind == "string_pattern_mismatch":
+        while isinstance(place[-1], int):  # an item is what its list is described as
+            place = place[:-1]
         return f"{value!r} does not fit; it is {_fields(place[:-1], model)[str(place[-1])].description}"
     if kind == "location":
         return str(detail["msg"])  # without the value, which may hold a key

@@ -32,12 +32,12 @@ ALLOWED = {
     "espeakng_loader": {"shards.miniature.synth"},
     "fsspec": {"shards.sets.object_store"},
     "peft": {"blsp.lora"},
-    "pydantic": {"blsp.data_section", "blsp.recipe", "blsp.section", "launcher.recipe_files"},
+    "pydantic": {"blsp.data_section", "blsp.recipe", "blsp.section", "blsp.slurm_section", "launcher.recipe_files"},
     "ray": {"cluster.ray_session", "shards.pipeline.actors"},
     "s3fs": {"shards.sets.object_store"},
     "sklearn": {"blsp.evaluate.systems"},
     "tensorboard": {"blsp.shown", "blsp.tracking", "blsp.validate"},
-    "typer": {"launcher.cli"},
+    "typer": {"launcher.arguments", "launcher.cli", "launcher.cluster_verbs"},
     "webdataset": set(),  # for tests and benchmarks
 }
 MAX_FILE_LINES = 400

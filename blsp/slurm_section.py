@@ -1,0 +1,81 @@
+"""The section `slurm` of a recipe: what `blsp submit` asks SLURM for. Its options of the same names win."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Annotated
+
+from pydantic import Field, PositiveInt
+
+from blsp.section import FilePath, Listed, Problem, Section
+from cluster.slurm import EARLY_S
+
+_NAMES = r"^[A-Za-z0-9_][A-Za-z0-9_.,@+-]*$"
+_OURS = (
+    "chdir", "dependency", "job-name", "kill-on-invalid-dep", "nodes", "no-requeue", "ntasks", "ntasks-per-node",
+    "open-mode", "output", "error", "parsable", "requeue", "signal", "wait", "wrap",
+)  # fmt: skip
+
+
+class SlurmSection(Section):
+    """Null, wherever a field may be: SLURM's own default."""
+
+    nodes: PositiveInt = Field(1, description="hosts of the job")
+    processes: PositiveInt | None = Field(
+        None, description="training processes on each host; null: one per GPU of the job, one where it has none"
+    )
+    time: str | None = Field(
+        None, pattern=r"^([0-9]+-)?[0-9]{1,2}:[0-5][0-9]:[0-5][0-9]$", description="walltime, as [days-]HH:MM:SS"
+    )
+    warning_s: PositiveInt = Field(
+        300, description="the job is told so long before the walltime; it saves, and waits in the queue to go on"
+    )
+    partition: str | None = Field(None, pattern=_NAMES, description="one or several partitions, with commas")
+    account: str | None = Field(None, pattern=_NAMES, description="the account that pays")
+    qos: str | None = Field(None, pattern=_NAMES, description="a quality of service")
+    constraint: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9_.,:&|*()\[\]-]+$", description="features that the hosts must have, as 'a100&ib'"
+    )
+    gres: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:,/-]*$", description="devices on each host, as 'gpu:8'"
+    )
+    modules: Listed[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+/-]*$")]] = Field(
+        (), description="environment modules that are loaded first, as 'cuda/12.8'"
+    )
+    container: FilePath | None = Field(
+        None, description="Apptainer image that the training processes run in; null: this Python environment"
+    )
+    sbatch: Listed[Annotated[str, Field(pattern=r"^--[a-z][a-z-]*(=[^\x00-\x1f\x7f]+)?$")]] = Field(
+        (), description="further options of sbatch, as '--cpus-per-task=64' or '--exclusive'"
+    )
+
+    def problems(self) -> Iterator[Problem]:
+        if self.time is not None and _seconds(self.time) <= self.warning_s + EARLY_S:
+            yield (
+                ("time",),
+                f"{self.time} is over almost before the job begins: it is told to stop up to {self.warning_s} + "
+                f"{EARLY_S} s earlier; give it more, or lower warning_s",
+            )
+        for option in self.sbatch:
+            name = option.partition("=")[0].removeprefix("--")
+            if name in type(self).model_fields:
+                yield ("sbatch",), f"--{name} has a field of its own; set slurm.{name}"
+            elif name in _OURS:
+                yield ("sbatch",), f"--{name} is set by `blsp submit`, which needs it as it is; remove it"
+
+    def options(self) -> dict[str, str | None]:
+        """Of sbatch, by their long names; None for one without a value."""
+        options: dict[str, str | None] = {"nodes": str(self.nodes), "ntasks-per-node": "1"}
+        for name in ("time", "partition", "account", "qos", "constraint", "gres"):
+            if (value := getattr(self, name)) is not None:
+                options[name] = value
+        for option in self.sbatch:
+            name, _, given = option.removeprefix("--").partition("=")
+            options[name] = given or None
+        return options
+
+
+def _seconds(walltime: str) -> int:
+    days, hours, minutes, seconds = map(int, re.findall(r"[0-9]+", walltime if "-" in walltime else f"0-{walltime}"))
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds

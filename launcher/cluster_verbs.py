@@ -1,0 +1,49 @@
+"""Verbs for many hosts; `launcher.cli` puts them beside the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launcher.arguments import Overrides, RecipeName
+
+
+def submit(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    nodes: Annotated[int | None, typer.Option(help="Hosts.")] = None,
+    processes: Annotated[int | None, typer.Option(help="Training processes on each host.")] = None,
+    time: Annotated[str | None, typer.Option(metavar="[DAYS-]HH:MM:SS", help="Walltime.")] = None,
+    warning_s: Annotated[
+        int | None, typer.Option("--warning-s", help="Seconds before the walltime at which it saves and queues again.")
+    ] = None,
+    partition: Annotated[str | None, typer.Option(help="One or several, with commas.")] = None,
+    account: Annotated[str | None, typer.Option(help="Who pays.")] = None,
+    qos: Annotated[str | None, typer.Option(help="Quality of service.")] = None,
+    constraint: Annotated[str | None, typer.Option(help="Features of the hosts, as 'a100&ib'.")] = None,
+    gres: Annotated[str | None, typer.Option(help="Devices on each host, as gpu:8.")] = None,
+    module: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Load it first; may be repeated.")] = None,
+    container: Annotated[
+        Path | None, typer.Option(metavar="IMAGE", help="Apptainer image for the training processes.")
+    ] = None,
+    sbatch: Annotated[
+        list[str] | None, typer.Option(metavar="OPTION", help="Any other of sbatch's, as --sbatch=--exclusive.")
+    ] = None,
+    after: Annotated[
+        int | None, typer.Option(metavar="JOB", help="Begin when this job has ended well; never, if it fails.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the batch script and do nothing.")] = False,
+) -> None:
+    """Train, or write shards, as a SLURM job; prints its number. Before the walltime, and when another job goes first,
+    it saves, waits in the queue and goes on by itself. The options stand above the recipe's section `slurm`.
+    """
+    from launcher import submit
+
+    given = {
+        "nodes": nodes, "processes": processes, "time": time, "warning_s": warning_s, "partition": partition,
+        "account": account, "qos": qos, "constraint": constraint, "gres": gres, "modules": module,
+        "container": None if container is None else str(container), "sbatch": sbatch,
+    }  # fmt: skip
+    submit.run(recipe, overrides or [], submit.as_overrides(given), after, dry_run)

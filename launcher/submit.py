@@ -1,0 +1,92 @@
+"""The verb `submit`: a recipe becomes a SLURM job that saves, queues again and goes on by itself."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from blsp.recipe import ShardRecipe, TrainRecipe
+from blsp.slurm_section import SlurmSection
+from cluster.files import write_atomically
+from cluster.slurm import Job, batch_script, literal, submit
+from launcher.recipe_files import load
+from launcher.recipe_yaml import RecipeError
+from shards.sets.store import is_url
+
+_STOPPED = {"train": 75, "shard": 143}  # exit codes after SIGTERM; shards need nothing but to be begun again
+
+
+def as_overrides(given: Mapping[str, object]) -> list[str]:
+    """Command line options as overrides of the recipe's section `slurm`; those that were not given are left out."""
+    return [
+        f"slurm.{name}={json.dumps([*map(str, value)] if isinstance(value, list) else value)}"
+        for name, value in given.items()
+        if value not in (None, [])
+    ]
+
+
+def run(recipe: str, overrides: Sequence[str], options: Sequence[str], after: int | None, dry_run: bool) -> None:
+    """Writes the batch script and submits it, or only prints it. On stdout is the number of the job and nothing else.
+
+    Raises RecipeError for a recipe or an option that is wrong, ValueError or OSError with SLURM's reason.
+    """
+    loaded = load(recipe, [*overrides, *options])
+    if not isinstance(loaded, TrainRecipe | ShardRecipe):
+        raise RecipeError(f"{recipe}: a recipe for `blsp {loaded.kind}`; only training and sharding are submitted")
+    job = _job(loaded, recipe, overrides, after)
+    script = batch_script(job)
+    if dry_run:
+        print(script, end="")
+        return
+    folder = Path(job.log.replace("%%", "%")).parent
+    waiting = folder / "submitted.sh"
+    write_atomically(waiting, script.encode())
+    number = submit(waiting)
+    kept = waiting.replace(folder / f"{number}.sh")
+    print(f"job {number}: {kept}; it writes {folder}/{number}.log", file=sys.stderr)
+    print(number)
+
+
+def _job(recipe: TrainRecipe | ShardRecipe, name: str, overrides: Sequence[str], after: int | None) -> Job:
+    section = recipe.slurm or SlurmSection()
+    output = recipe.run if isinstance(recipe, TrainRecipe) else _folder_of(recipe)
+    if isinstance(recipe, ShardRecipe):
+        _refuse_for_shards(section)
+        command = ["shard", name, *overrides]
+    else:
+        command = ["launch", name, *overrides]
+        if section.processes is not None:
+            command += ["--processes", str(section.processes)]
+        if section.container is not None:
+            command += ["--container", str(section.container)]
+    options = section.options()
+    if after is not None:
+        options |= {"dependency": f"afterok:{after}", "kill-on-invalid-dep": "yes"}
+    return Job(
+        name=output.name or recipe.kind,
+        command=[sys.executable, "-m", "launcher", *command],
+        goes_on=_STOPPED[recipe.kind],
+        written_by=shlex.join(["blsp", *sys.argv[1:]]),
+        work_folder=Path.cwd(),
+        log=f"{literal((output / 'slurm').absolute())}/%j.log",
+        warning_s=section.warning_s,
+        options=options,
+        modules=section.modules,
+    )
+
+
+def _folder_of(recipe: ShardRecipe) -> Path:
+    if is_url(recipe.out):
+        return Path("slurm") / recipe.out.rstrip("/").rpartition("/")[2]  # a bucket takes no log
+    return Path(recipe.out)
+
+
+def _refuse_for_shards(section: SlurmSection) -> None:
+    for field in ("processes", "container"):
+        if getattr(section, field) is not None:
+            raise ValueError(f"slurm.{field} is of training; a recipe for shards cannot have it")
+    if section.nodes > 1:
+        raise ValueError("shards are written on one host unless ray_address names a cluster; leave slurm.nodes at 1")
