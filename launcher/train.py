@@ -54,12 +54,15 @@ def _one_voice(first: bool) -> Iterator[None]:
 
 def _train(config: str, overrides: list[str]) -> None:
     from blsp.recipe import TrainRecipe
+    from cluster.interface import choose_interface
     from cluster.ports import refuse_taken_port
     from launcher.recipe_files import load_kind
 
     recipe = load_kind(TrainRecipe, config, overrides)
     if os.environ.get("RANK") == "0" and "MASTER_PORT" in os.environ:
         refuse_taken_port(int(os.environ["MASTER_PORT"]))
+    if "MASTER_ADDR" in os.environ:
+        choose_interface(os.environ, os.environ["MASTER_ADDR"])
     silence_libraries()
     from blsp.engine import train
 

@@ -31,6 +31,7 @@ PACKAGES = {
     "sshd": "openssh-server", "ssh": "openssh-client", "ssh-keygen": "openssh-client", "ip": "iproute2",
     "pdsh": "pdsh", "unshare": "util-linux", "nsenter": "util-linux", "setpriv": "util-linux",
 }  # fmt: skip
+CHECKOUT = Path(__file__).resolve().parents[2]  # where commands run, unless told
 SEARCHED = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # Process 1 of a host: $1 its name, $2 the bed's folder, $3 "own" for a /tmp of its own. Bash reaps orphans as it waits.
@@ -171,12 +172,12 @@ class Host:
         """iproute2's `ip` in the host's network."""
         subprocess.run(["nsenter", "-t", str(self.init), "--net", "ip", *arguments], check=True)
 
-    def command(self, arguments: Sequence[str], cwd: Path | str = "/") -> list[str]:
+    def command(self, arguments: Sequence[str], cwd: Path = CHECKOUT) -> list[str]:
         """What to start on the machine to run `arguments` on the host."""
         namespaces = ["--mount", "--uts", "--ipc", "--net", "--pid"]
         return ["nsenter", "-t", str(self.init), *namespaces, "env", "-C", str(cwd), *arguments]
 
-    def run(self, arguments: Sequence[str], cwd: Path | str = "/", env: Mapping[str, str] | None = None,
+    def run(self, arguments: Sequence[str], cwd: Path = CHECKOUT, env: Mapping[str, str] | None = None,
             **more: Any) -> subprocess.CompletedProcess[str]:  # fmt: skip
         """Run a command to its end, as root; its output comes back as text."""
         more = {
@@ -187,7 +188,7 @@ class Host:
         } | more
         return subprocess.run(self.command(arguments, cwd), env=environment(env), text=True, **more)
 
-    def start(self, arguments: Sequence[str], cwd: Path | str = "/", env: Mapping[str, str] | None = None,
+    def start(self, arguments: Sequence[str], cwd: Path = CHECKOUT, env: Mapping[str, str] | None = None,
               **more: Any) -> subprocess.Popen[str]:  # fmt: skip
         """Start a command, as a terminal would: in a process group of its own (see `ctrl_c`)."""
         more = {"stdin": subprocess.DEVNULL} | more
