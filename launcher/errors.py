@@ -1,16 +1,20 @@
 """What a person sees when something goes wrong: one sentence, and an exit code that scripts can tell apart.
 
 2: the input is wrong (ValueError). 1: the machine refused (OSError) or a number left its range (FloatingPointError).
-130: stopped with Ctrl-C. Anything else is a bug of ours and keeps its traceback.
+130: stopped with Ctrl-C. Anything else is a bug of ours and keeps its traceback. What files of others say is repeated
+without control characters, which a terminal would obey.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # all but the end of a line
 
 # What is true after Ctrl-C, by the kind of command.
 GOES_ON = "the same command goes on from the newest checkpoint"
@@ -40,7 +44,7 @@ def exit_code_of(action: Callable[[], int | None], *, debug: bool, name: str = "
     except (ValueError, OSError, FloatingPointError) as error:
         if debug:
             raise
-        sentence = _sentence(error)
+        sentence = _CONTROL.sub(lambda found: repr(found[0])[1:-1], _sentence(error))
         # Several errors are several lines that each begin with their file.
         print(sentence if "\n" in sentence else f"{name}: {sentence}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1

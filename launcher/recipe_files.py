@@ -6,13 +6,15 @@ import difflib
 import re
 import typing
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from blsp.recipe import KINDS, EvalRecipe, Recipe, ShardRecipe, TrainRecipe
-from launcher.recipe_yaml import Place, RecipeError, RecipeYaml, dotted
+from launcher.recipe_yaml import MAX_ERRORS, Place, RecipeError, RecipeYaml, dotted
 
 SHIPPED = Path(__file__).with_name("recipes")
 
@@ -22,8 +24,9 @@ R = TypeVar("R", TrainRecipe, ShardRecipe, EvalRecipe)
 def find(name: str | Path) -> Path:
     """The file of that path, else the shipped recipe of that name. Raises RecipeError when there is neither."""
     path = Path(name)
-    if path.is_file():
-        return path
+    with suppress(OSError):  # a name that is too long
+        if path.is_file():
+            return path
     shipped = {file.stem: file for file in shipped_recipes()}
     stem = path.name.removesuffix(".yaml")
     if stem in shipped and path.parent == Path():
@@ -52,7 +55,7 @@ def load(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         recipe = model.model_validate(source.values)
     except ValidationError as error:
-        source.errors += _lines(error, source, model)
+        source.errors += islice(_lines(error, source, model), MAX_ERRORS + 1)  # a hint for each takes time
     if source.errors:
         raise RecipeError("\n".join(dict.fromkeys(source.errors)))
     return recipe

@@ -3,6 +3,8 @@
 Scalars are read as YAML 1.2 reads them, because YAML 1.1 takes `1e-4` for text and `no` for false. Keys that appear
 twice, aliases and custom tags are refused. An override `section.field=value` replaces the value in the file, and an
 error in it is reported under its own text instead of a line.
+
+A recipe may come from anybody: what it costs to read one is bounded, and what it says can be printed.
 """
 
 from __future__ import annotations
@@ -14,26 +16,55 @@ from typing import Any
 
 import yaml
 
+MAX_ERRORS = 100  # that are told
+_MAX_BYTES = 2**18  # PyYAML takes some seconds for that; a long recipe has 3 kB
+_MAX_DEPTH = 32
+_MAX_LINE = 1000  # characters of an error
+_MAX_INT = 2**64
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # controls, and halves of characters
+
 Place = tuple[str | int, ...]
 
 
 class RecipeError(ValueError):
     """One or more lines, each saying where and what; keys in a URL that they repeat are left out."""
 
-    def __init__(self, lines: str) -> None:
-        super().__init__(re.sub(r"://[^\s'\"]*@|\?X-Amz-[^\s'\"]*", "://...@", lines))
+    def __init__(self, text: str) -> None:
+        lines = [_short(re.sub(r"[^\s'\"]+", _without_keys, line)) for line in text.split("\n")]
+        more = ["... and more errors"] if len(lines) > MAX_ERRORS else []
+        super().__init__("\n".join(lines[:MAX_ERRORS] + more))
+
+
+def _without_keys(word: re.Match[str]) -> str:
+    before, at, behind = word[0].rpartition("@")
+    shown = f"{before.partition('://')[0]}://...@{behind}" if at and "://" in before else word[0]
+    plain, signed, _ = shown.partition("?X-Amz-")
+    return f"{plain}://...@" if signed else shown
+
+
+def _short(line: str) -> str:
+    """A value may be long; what is wrong with it stands behind it."""
+    return line if len(line) <= _MAX_LINE else f"{line[: _MAX_LINE // 2]}...{line[-_MAX_LINE // 2 :]}"
 
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the scalars of YAML 1.2's core schema."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012, PyYAML's own hook
+    _depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            mark = self.current_event.start_mark
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not used in recipes", mark)
-        return super().compose_node(parent, index)
+            raise self._refused("aliases (*name) are not used in recipes")
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            raise self._refused(f"nested more than {_MAX_DEPTH} deep")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def _refused(self, what: str) -> yaml.MarkedYAMLError:
+        return yaml.composer.ComposerError(None, None, what, self.current_event.start_mark)
 
 
 for _tag, _pattern, _first in (
@@ -44,6 +75,7 @@ for _tag, _pattern, _first in (
 ):
     _firsts: list[str | None] = [*_first, *([""] if _tag == "null" else [])]
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _firsts)
+_SCALARS = {f"tag:yaml.org,2002:{tag}" for tag in ("bool", "null", "int", "float", "str")}
 
 
 class RecipeYaml:
@@ -55,8 +87,12 @@ class RecipeYaml:
         self.errors: list[str] = []
         self._override: str | None = None
         self._origins: dict[Place, str] = {(): f"{path}:1"}
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            raise RecipeError(f"{path}: larger than {_MAX_BYTES // 2**10} KiB, which no recipe is")
         try:
-            root = _compose(path.read_text("utf-8"))
+            root = _compose(content.decode("utf-8"))
         except UnicodeDecodeError:
             raise RecipeError(f"{path}: not a text file in UTF-8; a recipe is a YAML file") from None
         except yaml.YAMLError as error:
@@ -79,7 +115,7 @@ class RecipeYaml:
         path, equals, value = text.partition("=")
         keys = path.strip().split(".")
         self._override = f"override {text!r}"
-        if not equals or not all(keys):
+        if not equals or not all(keys) or _UNPRINTABLE.search(path) or len(keys) > _MAX_DEPTH or len(text) > _MAX_BYTES:
             self.errors.append(f"{self._override}: expected section.field=value")
             return
         try:
@@ -100,7 +136,7 @@ class RecipeYaml:
         place: Place = ()
         for depth, key in enumerate(keys):
             if isinstance(container, list):
-                if not key.isdecimal() or int(key) >= len(container):
+                if not key.isdecimal() or len(key) > 9 or int(key) >= len(container):
                     what = f"is a list of {len(container)}; say which, from 0 to {len(container) - 1}"
                     self.errors.append(f"{self._override}: {dotted(place)} {what}")
                     return None
@@ -119,6 +155,11 @@ class RecipeYaml:
 
     def _plain(self, node: yaml.Node, place: Place) -> Any:
         """The node's values. Notes where each key stands; keys that appear twice become errors."""
+        if not isinstance(node, yaml.ScalarNode) and node.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
+            self.errors.append(
+                f"{self._where(node)}: {dotted(place)}: cannot be read as {node.tag!r}; leave the tag out"
+            )
+            return None
         if isinstance(node, yaml.SequenceNode):
             for index, item in enumerate(node.value):
                 self._origins[(*place, index)] = self._where(item)
@@ -127,7 +168,11 @@ class RecipeYaml:
             return self._scalar(node, place)
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key = str(key_node.value)
+            key = key_node.value
+            if key_node.tag not in _SCALARS or not isinstance(key, str) or _UNPRINTABLE.search(key):
+                where = f"{self._where(key_node)}: {dotted(place)}".removesuffix(": ")
+                self.errors.append(f"{where}: holds a key that is no plain word")
+                continue
             inside = (*place, key)
             if key in values:
                 self.errors.append(f"{self._where(key_node)}: {dotted(inside)}: appears twice; keep one")
@@ -137,14 +182,25 @@ class RecipeYaml:
         return values
 
     def _scalar(self, node: yaml.Node, place: Place) -> Any:
+        """The scalar's value; an error, and None, for what no field of a recipe can be."""
         loader = _Loader("")
         try:
-            return loader.construct_object(node)
-        except (yaml.YAMLError, ValueError):
-            self.errors.append(f"{self.origin(place)}: {dotted(place)}: {node.value!r} cannot be read as {node.tag}")
-            return None
+            value = loader.construct_object(node) if node.tag in _SCALARS else None
+        except (yaml.YAMLError, ValueError, LookupError):
+            value = None
         finally:
             loader.dispose()
+        problem = None
+        if node.tag not in _SCALARS or (value is None and node.tag != "tag:yaml.org,2002:null"):
+            problem = f"cannot be read as {node.tag}"
+        elif type(value) is int and abs(value) >= _MAX_INT:
+            problem = "is too large a number"
+        elif isinstance(value, str) and _UNPRINTABLE.search(value):
+            problem = "holds a control character, or half a character"
+        if problem is not None:
+            self.errors.append(f"{self.origin(place)}: {dotted(place)}: {node.value!r} {problem}")
+            return None
+        return value
 
     def _where(self, node: yaml.Node) -> str:
         return self._override or f"{self.path}:{_line(node.start_mark)}"
@@ -166,6 +222,8 @@ def _compose(text: str) -> yaml.Node | None:
     try:
         node: yaml.Node | None = loader.get_single_node()
         return node
+    except (ValueError, OverflowError):  # PyYAML's own, of \UFFFFFFFF and %YAML 99...9
+        raise yaml.MarkedYAMLError(None, None, "an escape or a number out of range", loader.get_mark()) from None
     finally:
         loader.dispose()
 

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cluster.hostfile import Host, read_hostfile
+from tests.bounds import bounded
 
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
 hosts_of_a_file = st.lists(st.builds(Host, names, st.integers(1, 9999)), min_size=1, unique_by=lambda host: host.name)
@@ -73,3 +74,37 @@ def test_every_bad_line_is_named_at_once(tmp_path: Path) -> None:
 def test_a_file_without_hosts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="names no host"):
         read_hostfile(written(tmp_path, "# nothing\n"))
+
+
+HOSTILE = {
+    "a command": (b"a;touch${IFS}ran slots=1\n", "'a;touch${IFS}ran' is not a host name"),
+    "a substitution": (b"$(id) slots=1\n`id` slots=1\n", "'`id`' is not a host name"),
+    "an option of ssh": (b"-oProxyCommand=touch${IFS}ran slots=1\n", "is not a host name"),
+    "a user and a port": (b"root@a:22 slots=1\n", "is not a host name"),
+    "words to a terminal": (b"a\x1b[2J\x07 slots=1\n", r"'a\x1b[2J\x07' is not a host name"),
+    "the end of a name": (b"a\0b slots=1\n", r"'a\x00b' is not a host name"),
+    "no UTF-8": (b"\xff\xfe slots=1\n", "is not a host name"),
+    "a long name": (b"a" * 254 + b" slots=1\n", "is not a host name"),
+    "a long line": (b"a slots=" + b"9" * 1_000_000, "expected slots=N with N from 1 to 9999"),
+    "many words": (b"a slots=1" + b" b" * 500_000, "'b' is not understood"),
+    "a million lines": (b"\n" * 10**6 + b"a b\n", "hostfile:1000001: 'b': expected slots=N"),
+    "many bad lines": (b"a\n" * 500_000, "... and 499980 more bad lines"),
+    "many hosts": (b"".join(b"n%d slots=1\n" % i for i in range(10**6)), "larger than 1 MiB"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_file_is_refused_within_seconds_and_little_memory(tmp_path: Path, name: str) -> None:
+    content, what = HOSTILE[name]
+    path = tmp_path / "hostfile"
+    path.write_bytes(content)
+    ended = bounded(lambda: read_hostfile(path), seconds=5, megabytes=200)
+    assert ended.error == "ValueError"
+    assert what in ended.said
+    assert len(ended.said) < 20_000
+    assert ended.said.replace("\n", "").isprintable()
+
+
+def test_a_file_without_end_is_refused() -> None:
+    ended = bounded(lambda: read_hostfile(Path("/dev/zero")), seconds=5, megabytes=100)
+    assert (ended.error, "larger than 1 MiB" in ended.said) == ("ValueError", True)

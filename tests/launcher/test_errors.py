@@ -22,6 +22,7 @@ def raising(error: BaseException) -> Callable[[], int]:
     [
         (ValueError("the shard set is unfinished"), 2, "blsp: the shard set is unfinished\n"),
         (ValueError("a:1: x\nb:2: y"), 2, "a:1: x\nb:2: y\n"),
+        (ValueError("a\x1b[2J\x07\r\tb\x9b: is no set"), 2, "blsp: a\\x1b[2J\\x07\\r\\tb\\x9b: is no set\n"),
         (ValueError(), 2, "blsp: ValueError (--debug shows where)\n"),
         (FileNotFoundError(errno.ENOENT, "No such file", "a.wav"), 1, "blsp: a.wav: no such file\n"),
         (OSError("some/llm is not on the hub"), 1, "blsp: some/llm is not on the hub\n"),
