@@ -1,7 +1,8 @@
-"""A later stage may begin with a run that has not finished: with what that one's newest checkpoint holds.
+"""What a checkpoint holds, as an export.
 
-It is written as an export into the later run's own folder, `RUN/init/`, and a new start of that run begins there again,
-whatever has become of the earlier one. Nothing in the folder of the earlier run changes.
+A later stage may begin with a run that has not finished: with what that one's newest checkpoint holds. It is written
+into the later run's own folder, `RUN/init/`, and a new start of that run begins there again, whatever has become of the
+earlier one. Nothing in the folder of the earlier run changes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from blsp import checkpoint, elastic
-from blsp.checkpoint_folder import TAG, committed, newest_valid, read_state
+from blsp.checkpoint_folder import TAG, best_of, committed, damage, newest_valid, read_state
 from blsp.export import EXPORT_CONFIG, EXPORT_WEIGHTS, export_config, export_fingerprint, stages, write_export
 from blsp.provenance import refuse_other_weights
 from blsp.recipe import TrainRecipe, recipe_of
@@ -42,11 +43,31 @@ def begin(recipe: TrainRecipe, announce: Callable[[str], object] = print) -> Tra
         if newest is None:
             return recipe
         announce(f"{earlier}: has not finished; beginning with what {newest.name} holds, kept in {made}")
-        _write(newest, made)
+        write_as_export(newest, made)
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"init": made})})
 
 
-def _write(newest: Path, made: Path) -> None:
+def checkpoint_at(run: Path, step: str) -> Path:
+    """The checkpoint of a step, or of the `best` validation. Raises ValueError when it is not there, or damaged."""
+    known = committed(run / "checkpoints")
+    named = {str(int(path.name.removeprefix("step-"))): path for path in known}
+    found = best_of(known) if step == "best" else named.get(step)
+    if found is None:
+        asked = "the best validation" if step == "best" else f"step {step}"
+        raise ValueError(
+            f"{run}: has no checkpoint of {asked}; there are those of steps {', '.join(named) or '(none)'}"
+        )
+    problem = damage(found)
+    if problem is not None:
+        raise ValueError(f"{found} is damaged ({problem}); name another step")
+    return found
+
+
+def write_as_export(newest: Path, made: Path) -> None:
+    """Write what a checkpoint holds into `made/export`, with what its run began with.
+
+    Raises ValueError when it is not what such a run writes; nothing in it runs.
+    """
     state = read_state(newest)
     recipe = recipe_of(state.recipe, newest)
     made.mkdir(parents=True, exist_ok=True)

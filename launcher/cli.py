@@ -309,6 +309,12 @@ def chat(
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a finished training.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write. Never overwrites.")],
+    step: Annotated[
+        str,
+        typer.Option(
+            metavar="best|last|N", help="`best`: the checkpoint of the best validation; N: that of step N; or the end."
+        ),
+    ] = "last",
     without_classifier: Annotated[bool, typer.Option("--without-classifier", help="Leave it out.")] = False,
     merge_lora: Annotated[
         bool, typer.Option("--merge-lora", help="Add LoRA of scope `all` to the LLM's weights; text alone gets it too.")
@@ -319,7 +325,7 @@ def export(
     """
     from launcher import use
 
-    use.export(run, out, classifier=not without_classifier, merge=merge_lora)
+    use.export(run, out, step=step, classifier=not without_classifier, merge=merge_lora)
 
 
 @app.command("quickstart")

@@ -64,13 +64,13 @@ def chat(run: Path, audio: list[Path]) -> None:
         _converse(model, console)
 
 
-def export(run: Path, out: Path, *, classifier: bool, merge: bool) -> None:
-    """Writes a finished run as one folder that transformers loads."""
+def export(run: Path, out: Path, *, step: str, classifier: bool, merge: bool) -> None:
+    """Writes a run as one folder that transformers loads."""
     silence_libraries()
     from blsp.hf.convert import export_run
 
     with on_ctrl_c(f"stopped before {out} was there; {BEGINS_ANEW}"):
-        export_run(run, out, classifier=classifier, merge=merge)
+        export_run(run, out, step=step, classifier=classifier, merge=merge)
     print(f"{out / 'README.md'}: what it is, how to load it, and what the licences of its data allow")
     print(out)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -25,14 +26,17 @@ from shards.sample import EMOTIONS
 _CHAT_TOKENS = 512  # of an answer, where the caller of `generate` names no number
 
 
-def export_run(run: Path, out: Path, *, classifier: bool = True, merge: bool = False) -> BlspEmoConfig:
-    """Write a finished run as one folder of safetensors that transformers loads, with its model card.
+def export_run(
+    run: Path, out: Path, *, step: str = "last", classifier: bool = True, merge: bool = False
+) -> BlspEmoConfig:
+    """Write a run as one folder of safetensors that transformers loads, with its model card: as it ended, or what its
+    checkpoint of `step` holds, a number or `best`.
 
-    Raises ValueError when `out` holds something, when the run has no export yet, without a tokenizer, and for a merge
-    of LoRA that would not be the same model.
+    Raises ValueError when `out` holds something, when the run has no export yet or no such checkpoint, without a
+    tokenizer, and for a merge of LoRA that would not be the same model.
     """
     with new_folder(out) as folder:
-        model = SpeechLM.load(run, torch.device("cpu"))
+        model = _loaded(run, step, folder)
         if merge:
             _merge(model, run)
         config = config_of(model, classifier and "classifier" in model.exported_parts, merged=merge)
@@ -40,6 +44,16 @@ def export_run(run: Path, out: Path, *, classifier: bool = True, merge: bool = F
         hf.save_pretrained(folder)
         BlspEmoProcessor.of(config, model.template.tokenizer).save_pretrained(folder)
     return config
+
+
+def _loaded(run: Path, step: str, scratch: Path) -> SpeechLM:
+    if step == "last":
+        return SpeechLM.load(run, torch.device("cpu"))
+    from blsp.handover import checkpoint_at, write_as_export  # DeepSpeed reads its files
+
+    with TemporaryDirectory(dir=scratch) as made:
+        write_as_export(checkpoint_at(run, step), Path(made))
+        return SpeechLM.load(Path(made), torch.device("cpu"))
 
 
 def _merge(model: SpeechLM, run: Path) -> None:

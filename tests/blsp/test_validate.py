@@ -14,6 +14,7 @@ from torch import Tensor
 
 from blsp import shown, tone, validate
 from blsp.checkpoint_folder import TrainingState, best_of, committed, prune, read_state, write_manifest
+from blsp.hf.convert import export_run, load_model
 from blsp.losses import COLUMNS
 from blsp.model import SpeechLM
 from blsp.recipe import TrainRecipe
@@ -76,6 +77,7 @@ def runs(world: World) -> list[Json]:
     jobs += [
         {"replay": [str(world.root / name), step, str(world.root / "again" / f"{name}-{step}")]} for name, step in AGAIN
     ]
+    jobs.append(job(validated(world, "overshot", lr=1.0, every_steps=1)))
     trainings(world, 2, [job(validated(world, "two")), job(one_step(world, 3, "two_ranks"))])
     (results,) = trainings(world, 1, jobs)
     return results
@@ -121,6 +123,23 @@ def test_patience_ends_a_run_and_it_stays_ended(world: World, runs: list[Json]) 
     assert world.log("early")[-1]["step"] == 3
     assert world.checkpoints("early") == ["step-000001", "step-000003"]  # the best, and the newest
     assert world.weights("early")
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.slow
+def test_the_best_checkpoint_is_exported_as_it_was_measured(world: World, runs: list[Json], tmp_path: Path) -> None:
+    run = world.root / "overshot"
+    figures = {int(line["step"]): line["validation/loss"] for line in log_of(world, "overshot", validation=True)}
+    best = min(figures, key=lambda step: figures[step])
+    assert best < 6
+    export_run(run, tmp_path / "best", step="best")
+    export_run(run, tmp_path / "last")
+    for name, figure in (("best", figures[best]), ("last", figures[6])):
+        assert measured_of(world, load_model(tmp_path / name, CPU)) == pytest.approx(figure, rel=1e-6)
+    with pytest.raises(ValueError, match=f"has no checkpoint of step 77; there are those of steps {best}, 6$"):
+        export_run(run, tmp_path / "never", step="77")
+    assert {path.name for path in tmp_path.iterdir()} >= {"best", "last"}
+    assert not (tmp_path / "never").exists()
 
 
 @pytest.mark.slow
@@ -177,7 +196,7 @@ def test_the_pace_is_logged_and_adds_up(world: World) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "step"), AGAIN)
 def test_a_past_step_run_again_is_what_was_logged_(world: World, runs: list[Json], name: str, step: int) -> None:
-    assert [result["error"] for result in runs[-len(AGAIN) :]] == [None] * len(AGAIN)
+    assert [result["error"] for result in runs[-len(AGAIN) - 1 : -1]] == [None] * len(AGAIN)
     assert not list((world.root / name).rglob("*universal*"))
     out = world.root / "again" / f"{name}-{step}"
     again = json.loads((out / "step.json").read_text())
@@ -206,6 +225,12 @@ def make(world: World, **section: Any) -> tuple[Validation, Stage]:
     held_out, trained = ShardSet.open(*recipe.validation.shards), ShardSet.open(*recipe.data.shards)
     collator = _collator(recipe, model, held_out)
     return Validation(recipe, model, collator, held_out, trained), Stage(model, recipe.stage)
+
+
+def measured_of(world: World, model: SpeechLM) -> float:
+    """Its loss on the held-out clips."""
+    validation, _ = make(world)
+    return validation(Stage(model, STAGE_2), model, STAGE_2, CPU).scalars["loss"]
 
 
 def measured_by(world: World, monkeypatch: pytest.MonkeyPatch, num_ranks: int) -> Tensor:
