@@ -118,14 +118,14 @@ TAIL = "whisper-large-v2_qwen2.5-7b"
 ABLATIONS: dict[str, dict[str, Any]] = {
     "ser": {
         "stage.train": ("adapter", "encoder", "lora"), "stage.losses": {"ce": 1}, "stage.prompts": {"identify": 1},
-        "optim.lr": dict.fromkeys(("adapter", "encoder", "lora"), 2e-5),
+        "optim.lr": dict.fromkeys(("adapter", "encoder", "lora"), 2e-5), "validation.best": "loss",
     },
     "chatgpt": {"data.shards": "shards/ser_chatgpt"},
     "multitask": {"stage.prompts": {"continue_tone": 2, "identify": 1}},
     "no_stage1": {"model.init": None},
     "no_emotion_loss": {
         "stage.train": ("adapter", "encoder", "lora"), "stage.losses": {"ce": 1},
-        "optim.lr": dict.fromkeys(("adapter", "encoder", "lora"), 2e-5),
+        "optim.lr": dict.fromkeys(("adapter", "encoder", "lora"), 2e-5), "validation.best": "loss",
     },
 }  # fmt: skip
 
@@ -138,6 +138,13 @@ def test_an_ablation_differs_from_stage_2_only_where_it_says_so(name: str) -> No
         section, field = place.split(".")
         expected[section] = {**expected[section], field: value}
     assert load_kind(TrainRecipe, f"{name}_{TAIL}") == TrainRecipe.model_validate(expected)
+
+
+@pytest.mark.parametrize("name", ["stage1", "stage2", *ABLATIONS])
+def test_a_recipe_of_the_full_size_is_measured_on_the_held_out_set_of_its_own(name: str) -> None:
+    recipe = load_kind(TrainRecipe, f"{name}_{TAIL}")
+    assert recipe.validation is not None
+    assert recipe.validation.shards == (f"{recipe.data.shards[0].removesuffix('_chatgpt')}_dev",)
 
 
 # Reading
