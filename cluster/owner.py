@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -90,10 +90,16 @@ def owned(folder: Path, announce: Callable[[str], object] = print) -> Iterator[O
     Raises ValueError naming the owner that it has, OSError where files cannot be locked. An owner of which nobody can
     tell whether it lives is watched for a lease, and `announce` says so.
     """
-    with folder_lock(folder):
-        claims = folder / _FOLDER
+    claims, mine = folder / _FOLDER, _mine()
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(folder_lock(folder))
+        except ValueError:
+            newest = _newest(claims)
+            if newest is None or not _is_earlier_run(_read(newest), mine):
+                raise
+            announce(f"{folder}: still held by an earlier run of job {mine.job}, which writes no more from now on")
         claims.mkdir(exist_ok=True)
-        mine = _mine()
         newest = _newest(claims)
         if newest is not None:
             _refuse_living(newest, mine, announce)
@@ -116,14 +122,17 @@ def _mine() -> Claim:
     )
 
 
+def _is_earlier_run(claim: Claim | None, mine: Claim) -> bool:
+    """Whether a scheduler has started the claim's job again since. Then that run has ended, or runs on out of the
+    scheduler's sight, on a host that does not answer; either way it is this one's turn."""
+    return claim is not None and claim.job != "" and claim.job == mine.job and claim.restart < mine.restart
+
+
 def _refuse_living(newest: Path, mine: Claim, announce: Callable[[str], object]) -> None:
     claim = _read(newest)
-    if claim is not None:
-        # Who holds this machine's lock knows that an owner on this machine is dead. And a scheduler starts a job again
-        # only when it has ended it.
-        requeued = claim.job != "" and claim.job == mine.job and claim.restart < mine.restart
-        if claim.ended or claim.boot == mine.boot or requeued:
-            return
+    # Who holds this machine's lock knows that an owner on this machine is dead.
+    if claim is not None and (claim.ended or claim.boot == mine.boot or _is_earlier_run(claim, mine)):
+        return
     folder, who = newest.parent.parent, claim or "another process"
     announce(f"{folder}: was in use by {who}; waiting up to {_LEASE_S:.0f} s for a sign of life")
     before, until_s = _last_beat_ns(newest), time.monotonic() + _LEASE_S

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster import owner
+from cluster.lock import folder_lock
 from cluster.owner import Owner, TakenOverError, owned
 
 BEAT_S, LEASE_S = 0.05, 0.4
@@ -94,6 +95,25 @@ def test_an_owner_that_has_ended_or_whose_job_was_started_again_is_not_waited_fo
         with owned(tmp_path) as second:
             assert time.monotonic() - began_s < LEASE_S / 2
             second.check()
+
+
+def test_a_job_that_was_started_again_need_not_wait_for_the_lock_of_its_lost_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SLURM starts a job again when a host does not answer, and on that host it may still run."""
+    monkeypatch.setattr(owner, "folder_lock", folder_lock)
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    with owned(tmp_path) as lost:
+        with pytest.raises(ValueError, match="already in use by process"), owned(tmp_path):
+            pass
+        lost.check()
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+        said: list[str] = []
+        with owned(tmp_path, said.append) as again:
+            again.check()
+            with pytest.raises(TakenOverError, match="it writes no more"):
+                lost.check()
+        assert said == [f"{tmp_path}: still held by an earlier run of job 4711, which writes no more from now on"]
 
 
 def test_the_same_job_that_was_not_started_again_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
