@@ -20,7 +20,7 @@ Phase = Literal[
 PHASES: tuple[str, ...] = get_args(Phase)  # in the order of a run, and of a step
 
 _LINE_BYTES = select.PIPE_BUF  # a write of up to so many is whole or not at all, whichever thread it comes from
-_MESSAGE_CHARS = 1000
+_MESSAGE_CHARS = 3000
 _FAILURE_PATIENCE_S = 1.0
 
 _last: dict[str, Any] = {"phase": "starting", "step": 0}
@@ -35,11 +35,13 @@ def beat(phase: Phase, step: int | None = None, **told: Any) -> None:
     """
     if step is None or step == _last["step"]:
         _last.pop("micro_batch", None)
-        _last.update(told, phase=phase)
     else:
         _last.clear()
-        _last.update(told, phase=phase, step=step)
-    _send({"beat": {"phase": phase, "step": _last["step"], **told}}, patience_s=0)
+        _last["step"] = step
+    told = {"phase": phase, "step": _last["step"], **told}
+    line = _short(told)
+    _last.update(told)
+    _send(line)
 
 
 def last_beat() -> dict[str, Any]:
@@ -47,30 +49,36 @@ def last_beat() -> dict[str, Any]:
     return dict(_last)
 
 
+def is_watched() -> bool:
+    """Whether an agent listens."""
+    return FD in os.environ
+
+
 def tell_failure(error: BaseException, *, consequence: bool, **told: Any) -> None:
-    """This rank ends with `error`; a `consequence` is what it got because another rank ended before."""
+    """This rank ends with `error`; a `consequence` is what it got because another rank ended before. `told` goes along,
+    and what was told of the step in work."""
     message = str(error)[:_MESSAGE_CHARS]
     failure = {"exception": type(error).__name__, "message": message, "consequence": consequence}
-    _send({"failure": {**failure, **told, **_last}}, patience_s=_FAILURE_PATIENCE_S)
+    _send(json.dumps({"failure": {**failure, **told, **_last}}).encode() + b"\n", _FAILURE_PATIENCE_S)
 
 
-def _send(message: dict[str, dict[str, Any]], patience_s: float) -> None:
-    if FD not in os.environ:
+def _send(line: bytes, patience_s: float = 0) -> None:
+    if not is_watched():
         return
     descriptor = int(os.environ[FD])
-    # No reader process of this rank is to hold the pipe, nor to end like the rank when the agent has gone.
+    # No reader process of this rank is to hold the pipe, nor may the rank end when the agent has gone.
     with suppress(OSError):
         os.set_inheritable(descriptor, False)
         os.set_blocking(descriptor, False)
-        if patience_s:
-            select.select([], [descriptor], [], patience_s)
-        os.write(descriptor, _line(message))
+        while line:
+            if patience_s:
+                select.select([], [descriptor], [], patience_s)
+            line = line[os.write(descriptor, line) :]
 
 
-def _line(message: dict[str, dict[str, Any]]) -> bytes:
-    """Short enough to be written whole: of many ids only the first."""
-    (told,) = message.values()
-    while len(line := json.dumps(message).encode() + b"\n") > _LINE_BYTES:
+def _short(told: dict[str, Any]) -> bytes:
+    """A line that is written whole; for its sake of many ids only the first stay in `told`."""
+    while len(line := json.dumps({"beat": told}).encode() + b"\n") > _LINE_BYTES:
         longest = max(told, key=lambda name: len(json.dumps(told[name])))
         told[longest] = told[longest][: len(told[longest]) // 2]
     return line

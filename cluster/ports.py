@@ -1,8 +1,10 @@
-"""TCP ports on this host: find a free one, or refuse one that is taken before a job hangs on it."""
+"""TCP ports and addresses of this host: find a free port, keep one, or refuse one that is taken before a job hangs on
+it; and the address that others reach this host by."""
 
 from __future__ import annotations
 
 import errno
+import os
 import socket
 
 
@@ -12,6 +14,19 @@ def free_port(address: str = "127.0.0.1") -> int:
         listener.bind((address, 0))
         port: int = listener.getsockname()[1]
         return port
+
+
+def reserve_port(address: str) -> socket.socket:
+    """A socket on a free port of `address` that keeps others from being given the port until it is closed. A server
+    that is told the number can listen there, as servers set SO_REUSEADDR."""
+    holder = socket.socket()
+    try:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind((address, 0))
+    except OSError:
+        holder.close()
+        raise
+    return holder
 
 
 def refuse_taken_port(port: int, address: str = "") -> None:
@@ -26,3 +41,9 @@ def refuse_taken_port(port: int, address: str = "") -> None:
                 raise
             why = "is taken by another process" if error.errno == errno.EADDRINUSE else "is not open to this user"
             raise ValueError(f"port {port} on this host {why}; is another run going on? Choose another port") from None
+
+
+def host_address() -> str:
+    """An address of this host that others reach: the one that ssh came to, or else that of its name."""
+    connection = os.environ.get("SSH_CONNECTION", "").split()
+    return connection[2] if len(connection) == 4 else socket.gethostbyname(socket.gethostname())

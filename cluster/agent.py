@@ -1,0 +1,237 @@
+"""One on every host: starts the ranks of its host, watches them, and ends them. `python -m cluster.agent`.
+
+The coordinator (`cluster.supervise`) starts it, here or through ssh or srun, and holds both ends of the talk: one JSON
+object per line, orders on stdin, reports on stdout. Nothing listens on a port.
+
+    {"do": "port", "address": A or null}         {"is": "port", "address": A, "port": N}: kept from others from now on
+    {"do": "start", "argv", "folder", "environment", "first_rank", "ranks", "world", "address", "port"}
+    {"do": "signal", "number": N}                to every rank that lives
+    {"do": "end"}                                at once, with what the ranks have started
+    {"do": "ping", "within_s": S or null}        the next order comes within S seconds, or the coordinator is gone
+                                                 {"is": "up", "host", "process"}
+                                                 {"is": "alive", "ranks": {rank: last beat and its age_s}}, every second
+                                                 {"is": "failure", "rank", ...} of `cluster.heartbeat.tell_failure`
+                                                 {"is": "ended", "rank", "code", "beat"}, -9 for SIGKILL
+
+Without a coordinator no rank goes on: at the end of stdin, or when orders stay out, the agent ends its ranks and
+itself; and when the agent is killed, the kernel ends them. What ranks print goes to the agent's stderr, or their stdout
+to the descriptor `--output`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from typing import Any
+
+from cluster.heartbeat import FD
+from cluster.interface import choose_interface
+from cluster.ports import host_address, reserve_port
+
+_SIGN_OF_LIFE_S = 1.0
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
+
+
+class Rank:
+    """A process of the training, and the pipe of its beats."""
+
+    def __init__(self, number: int, order: dict[str, Any], output: int) -> None:
+        self.number = number
+        self.beat: dict[str, Any] = {"phase": "starting", "step": 0}
+        self.heard_s = time.monotonic()
+        self.failure: dict[str, Any] | None = None
+        self._unread = b""
+        self.pipe, writer = os.pipe()
+        os.set_blocking(self.pipe, False)
+        agent = os.getpid()
+
+        def end_with_agent() -> None:
+            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != agent:
+                os._exit(1)
+
+        try:
+            self.process = subprocess.Popen(
+                order["argv"], cwd=order["folder"], env=_environment(number, order, writer),
+                stdin=subprocess.DEVNULL, stdout=output, pass_fds=(writer,),
+                start_new_session=True, preexec_fn=end_with_agent,
+            )  # fmt: skip
+        finally:
+            os.close(writer)
+        self.end = os.pidfd_open(self.process.pid)
+
+    def hear(self) -> None:
+        """Read what beats there are."""
+        with suppress(BlockingIOError):
+            while piece := os.read(self.pipe, 1 << 16):
+                *lines, self._unread = (self._unread + piece).split(b"\n")
+                for line in lines:
+                    self._note(json.loads(line))
+
+    def _note(self, message: dict[str, Any]) -> None:
+        self.heard_s = time.monotonic()
+        if "failure" in message:
+            self.failure = message["failure"]
+        elif message["beat"]["step"] == self.beat["step"]:
+            self.beat = {k: v for k, v in self.beat.items() if k != "micro_batch"} | message["beat"]
+        else:
+            self.beat = message["beat"]
+
+    def signal(self, number: int) -> None:
+        """The process alone: what it has started is its own business."""
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.end, number)
+
+    def kill(self) -> None:
+        """With all that it has started. Before its end is collected no other process can have its number."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def collect(self) -> int:
+        """The exit code; negative after a signal."""
+        self.kill()
+        code = self.process.wait()
+        self.hear()
+        os.close(self.pipe)
+        os.close(self.end)
+        return code
+
+
+def _environment(number: int, order: dict[str, Any], writer: int) -> dict[str, str]:
+    environment = {**os.environ, **order["environment"]}
+    if order["world"] == order["ranks"]:  # they listen to this host alone
+        environment = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", **environment}
+    else:
+        choose_interface(environment, order["address"])
+    environment |= {
+        "RANK": number, "LOCAL_RANK": number - order["first_rank"], "WORLD_SIZE": order["world"],
+        "LOCAL_SIZE": order["ranks"], "LOCAL_WORLD_SIZE": order["ranks"],
+        "MASTER_ADDR": order["address"], "MASTER_PORT": order["port"], FD: writer,
+    }  # fmt: skip
+    return {name: str(value) for name, value in environment.items()}
+
+
+class Agent:
+    """Takes orders until there are none, and reports."""
+
+    def __init__(self, output: int) -> None:
+        self._output = output
+        self._ranks: dict[int, Rank] = {}
+        self._port: socket.socket | None = None
+        self._orders, self._reports = b"", b""
+        self._until_s = float("inf")
+        self._poll = selectors.DefaultSelector()
+        self._poll.register(sys.stdin.fileno(), selectors.EVENT_READ, None)
+        os.set_blocking(sys.stdout.fileno(), False)
+
+    def run(self) -> int:
+        """Returns when the coordinator has gone."""
+        self._report({"is": "up", "host": socket.gethostname(), "process": os.getpid()})
+        next_s = time.monotonic()
+        try:
+            while time.monotonic() < self._until_s:
+                for key, _ in self._poll.select(max(0.0, next_s - time.monotonic())):
+                    if key.data is None:
+                        if not self._take_orders():
+                            return 0
+                    else:
+                        self._look_after(key.data, ended=key.fd == key.data.end)
+                if time.monotonic() >= next_s:
+                    next_s = time.monotonic() + _SIGN_OF_LIFE_S
+                    self._say_alive()
+            print("blsp: the coordinator is silent; the ranks of this host are ended", file=sys.stderr)
+            return 1
+        finally:
+            for rank in self._ranks.values():
+                rank.collect()
+
+    def _take_orders(self) -> bool:
+        piece = os.read(sys.stdin.fileno(), 1 << 16)
+        *lines, self._orders = (self._orders + piece).split(b"\n")
+        for line in lines:
+            order = json.loads(line)
+            getattr(self, f"_do_{order['do']}")(order)
+        return piece != b""
+
+    def _do_ping(self, order: dict[str, Any]) -> None:
+        self._until_s = float("inf") if order["within_s"] is None else time.monotonic() + order["within_s"]
+
+    def _do_port(self, order: dict[str, Any]) -> None:
+        if self._port is not None:
+            self._port.close()
+        address = order["address"] or host_address()
+        self._port = reserve_port(address)
+        self._report({"is": "port", "address": address, "port": self._port.getsockname()[1]})
+
+    def _do_start(self, order: dict[str, Any]) -> None:
+        for number in range(order["first_rank"], order["first_rank"] + order["ranks"]):
+            rank = self._ranks[number] = Rank(number, order, self._output)
+            self._poll.register(rank.pipe, selectors.EVENT_READ, rank)
+            self._poll.register(rank.end, selectors.EVENT_READ, rank)
+
+    def _do_signal(self, order: dict[str, Any]) -> None:
+        for rank in self._ranks.values():
+            rank.signal(order["number"])
+
+    def _do_end(self, order: dict[str, Any]) -> None:
+        for rank in self._ranks.values():
+            rank.kill()
+
+    def _look_after(self, rank: Rank, ended: bool) -> None:
+        if rank.number not in self._ranks:
+            return  # its end came in the same moment as a beat
+        if not ended:
+            began = rank.beat["step"] > 0
+            rank.hear()
+            if not began and rank.beat["step"] > 0:
+                self._say_alive()  # from now on there is something to save
+        else:
+            self._poll.unregister(rank.pipe)
+            self._poll.unregister(rank.end)
+            del self._ranks[rank.number]
+            code = rank.collect()
+        if rank.failure is not None:
+            self._report({"is": "failure", "rank": rank.number, **rank.failure, "beat": rank.beat})
+            rank.failure = None
+        if ended:
+            self._report({"is": "ended", "rank": rank.number, "code": code, "beat": rank.beat})
+
+    def _say_alive(self) -> None:
+        now_s = time.monotonic()
+        ranks = {r.number: {**r.beat, "age_s": round(now_s - r.heard_s, 3)} for r in self._ranks.values()}
+        if self._reports == b"":  # else the coordinator does not read: no more of what is old by then
+            self._report({"is": "alive", "ranks": ranks})
+        self._report_rest()
+
+    def _report(self, report: dict[str, Any]) -> None:
+        self._reports += json.dumps(report).encode() + b"\n"
+        self._report_rest()
+
+    def _report_rest(self) -> None:
+        with suppress(BlockingIOError, BrokenPipeError):  # stdin says when the coordinator has gone
+            while self._reports:
+                self._reports = self._reports[os.write(sys.stdout.fileno(), self._reports) :]
+
+
+def main() -> int:
+    """Serves until the coordinator has gone."""
+    parser = argparse.ArgumentParser(prog="cluster.agent", description="Starts and watches the ranks of one host.")
+    parser.add_argument("--output", type=int, default=2, help="descriptor of the ranks' stdout")
+    # What is meant for the ranks comes as an order; whoever signals all processes of a job reaches the ranks as well.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, lambda *_: None)
+    return Agent(parser.parse_args().output).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""All agents of a run as the coordinator sees them: orders to them, what they report of their ranks, who is lost."""
+
+from __future__ import annotations
+
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from cluster.agent_link import AgentLink, Place
+from cluster.exit_codes import ExitCode
+from cluster.failure import RankState
+
+_PING_S = 1.0
+_AGENT_LEASE_S = 7.0  # a remote agent without orders ends its ranks, before
+_LOST_AFTER_S = 9.0  # its host is given up
+_UP_S = 120.0  # for an agent to report for the first time
+_END_S = 10.0  # for killed ranks to be gone
+_GOOD = (ExitCode.DONE, ExitCode.STOPPED, ExitCode.CTRL_C)
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+class Crew:
+    """The agents of `places`, started when they are needed. While it is open, signals that stop a run are noted in
+    `signals` instead of ending this process."""
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        self.places = places
+        self.ranks: dict[int, RankState] = {}
+        self.lost: list[str] = []  # hosts whose agent has gone since the last `muster`
+        self.signals: list[int] = []  # not yet acted upon
+        self._links: dict[str, AgentLink] = {}
+        self._meeting: dict[str, Any] | None = None  # where the ranks meet, told by the first agent
+        self._next_ping_s = 0.0
+        self._poll = selectors.DefaultSelector()
+        self._woken, self._told = socket.socketpair()
+        for end in (self._woken, self._told):
+            end.setblocking(False)
+        self._poll.register(self._woken, selectors.EVENT_READ, None)
+        self._before = {number: signal.signal(number, _wake) for number in _STOPPING}
+        signal.set_wakeup_fd(self._told.fileno(), warn_on_full_buffer=False)
+
+    def close(self) -> None:
+        """Ends agents and ranks."""
+        signal.set_wakeup_fd(-1)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        for link in self._links.values():
+            link.hang_up()  # all at once, and then wait
+        for name in list(self._links):
+            self._close(name)
+        for end in (self._poll, self._woken, self._told):
+            end.close()
+
+    def muster(self) -> str | None:
+        """Start the agents that are not there, and agree where the ranks meet. Returns what stands against it."""
+        self.ranks, self.lost, self._meeting = {}, [], None
+        for place in self.places:
+            if place.name not in self._links:
+                link = self._links[place.name] = AgentLink(place)
+                self._poll.register(link.reports, selectors.EVENT_READ, link)
+        first = self._links[self.places[0].name]
+        first.order("port", address="127.0.0.1" if len(self.places) == 1 else first.place.address)
+        self.wait(_UP_S, lambda: bool(self.lost or self.signals) or (self._meeting is not None and not self._silent()))
+        if self.lost:
+            return f"host {self.lost[0]} cannot be reached ({self._end_of(self.lost[0])})"
+        if self._silent():
+            return f"host {self._silent()[0]} cannot be reached (no sign of life in {_UP_S:.0f} s)"
+        return None
+
+    def _silent(self) -> list[str]:
+        return [name for name, link in self._links.items() if not link.is_up]
+
+    def start(self, argv: Sequence[str], folder: Path) -> None:
+        """Start all ranks; those of one host have successive numbers."""
+        assert self._meeting is not None
+        world, next_rank = sum(place.ranks for place in self.places), 0
+        for place in self.places:
+            for rank in range(next_rank, next_rank + place.ranks):
+                self.ranks[rank] = RankState(rank, place.name, heard_s=time.monotonic())
+            self._links[place.name].order(
+                "start", argv=list(argv), folder=str(folder), environment=dict(place.environment),
+                first_rank=next_rank, ranks=place.ranks, world=world, **self._meeting,
+            )  # fmt: skip
+            next_rank += place.ranks
+
+    def signal(self, number: int) -> None:
+        """To all ranks."""
+        self._order("signal", number=number)
+
+    def end_ranks(self) -> None:
+        """At once. A host that does not manage is lost, and its agent is ended."""
+        self._order("end")
+        self.wait(_END_S, lambda: all(rank.code is not None for rank in self.ranks.values() if self._is_there(rank)))
+        for rank in self.ranks.values():
+            if rank.code is None and rank.host not in self.lost:
+                self.lost.append(rank.host)
+        for name in self.lost:
+            self._close(name)
+
+    def _is_there(self, rank: RankState) -> bool:
+        return rank.host not in self.lost
+
+    def lost_sentence(self) -> str:
+        """What to say of the first host that was lost."""
+        return f"host {self.lost[0]} is lost ({self._end_of(self.lost[0])})"
+
+    def _end_of(self, name: str) -> str:
+        command, code = self._links[name].place.command[0], self._close(name)
+        return f"{command} ended with exit code {code}" if code > 0 else "its agent is gone"
+
+    def _close(self, name: str) -> int:
+        link = self._links.pop(name, None)
+        if link is None:
+            return 0
+        with suppress(KeyError):
+            self._poll.unregister(link.reports)
+        return link.close()
+
+    def _order(self, do: str, **details: Any) -> None:
+        for link in self._links.values():
+            link.order(do, **details)
+
+    def wait(self, limit_s: float, enough: Callable[[], bool]) -> None:
+        """Hear the agents until it is enough, or for so long."""
+        until_s = time.monotonic() + limit_s
+        while not enough() and (left_s := until_s - time.monotonic()) > 0:
+            self.pump(left_s)
+
+    def pump(self, timeout_s: float) -> None:
+        """Hear what agents and signals say next, and give signs of life; at most for a second."""
+        now_s = time.monotonic()
+        if now_s >= self._next_ping_s:
+            self._next_ping_s = now_s + _PING_S
+            for link in self._links.values():
+                link.order("ping", within_s=None if link.place.is_here else _AGENT_LEASE_S)
+        for key, _ in self._poll.select(max(0.0, min(timeout_s, self._next_ping_s - now_s))):
+            if key.data is None:
+                self.signals += [n for n in self._woken.recv(64) if n in _STOPPING]
+            else:
+                self._hear(key.data)
+        for name, link in self._links.items():
+            if link.is_up and time.monotonic() - link.heard_s > _LOST_AFTER_S and name not in self.lost:
+                self.lost.append(name)
+
+    def _hear(self, link: AgentLink) -> None:
+        reports = link.read()
+        if reports is None:
+            self._poll.unregister(link.reports)
+            self.lost.append(link.place.name)
+        for report in reports or ():
+            if report["is"] == "port":
+                self._meeting = {"address": report["address"], "port": report["port"]}
+            elif report["is"] == "alive":
+                for number, beat in report["ranks"].items():
+                    if rank := self.ranks.get(int(number)):
+                        rank.heard_s = time.monotonic() - beat.pop("age_s")
+                        rank.beat = beat
+            elif report["is"] in ("failure", "ended"):
+                _note_end(self.ranks[report["rank"]], report)
+
+
+def _note_end(rank: RankState, report: dict[str, Any]) -> None:
+    rank.beat = report["beat"]
+    if report["is"] == "failure":
+        rank.failure = report
+    else:
+        rank.code, rank.ended_s = report["code"], time.monotonic()
+    good = rank.code in _GOOD and rank.failure is None
+    if not good and rank.ill_s is None:
+        rank.ill_s = time.monotonic()
+
+
+def _wake(number: int, frame: FrameType | None) -> None:
+    """The number comes through the wake-up descriptor."""

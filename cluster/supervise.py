@@ -1,0 +1,205 @@
+"""The coordinator: one process that starts a run through the agents of its hosts, watches it, and starts it again.
+
+    code = supervise(Job(...), [here("localhost", 8, {})], Limits())
+
+`cluster.agent_link.Place` says how an agent is started on a host: directly, through ssh, through srun. The coordinator
+needs no torch, and knows of checkpoints only whether there is a newer one. An attempt ends well (all ranks end with the
+same good code), or it fails: a rank ends with an error or by a signal, nobody gets on, a host is lost. Then all ranks
+are ended, `failure.json` tells the first cause, and another attempt begins from the newest checkpoint as long as that
+may help. A signal to the coordinator goes to all ranks, which save and end; a second one ends them at once.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cluster.agent_link import Place
+from cluster.crew import Crew
+from cluster.exit_codes import ExitCode
+from cluster.failure import Failure, RankState, first_cause, hang, write_failure
+
+_PATIENCE_S = 1.0
+_GRACE_S = 2.0  # for other ranks to tell what they met, after the first bad sign
+_STOP_GRACE_S = 20.0  # for the other ranks, after the first one has stopped
+_STACKS_S = 2.0  # for the ranks to write down where they are
+_TRIES = 3  # in a row without a newer checkpoint
+_STARTING = ("starting", "rendezvous", "loading")
+_ASIDE = ("validation", "checkpoint", "export")
+_GOES_ON = "the same command goes on from the newest checkpoint"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is run on every rank: `argv` in `folder`; `run` is the folder of failure.json. `progress` tells what there
+    is to go on from: something else as soon as a restart would begin later. `resume` is a command for people."""
+
+    argv: tuple[str, ...]
+    folder: Path
+    run: Path
+    resume: str
+    progress: Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds without a beat, by the kind of phase, after which a run hangs; and how often it is started again."""
+
+    start_timeout_s: float
+    hang_timeout_s: float
+    aside_timeout_s: float
+    restarts: int
+
+    def of(self, phase: str) -> float:
+        """The limit of one phase."""
+        if phase in _STARTING:
+            return self.start_timeout_s
+        return self.aside_timeout_s if phase in _ASIDE else self.hang_timeout_s
+
+
+def supervise(job: Job, places: Sequence[Place], limits: Limits) -> int:
+    """Runs `job` to its end over the hosts `places`, the first of which is the master. Returns the exit code."""
+    crew = Crew(places)
+    try:
+        return _Coordinator(job, crew, limits).run()
+    finally:
+        crew.close()
+
+
+def _say(sentence: str) -> None:
+    print(sentence if "\n" in sentence else f"blsp: {sentence}", file=sys.stderr, flush=True)
+
+
+class _Coordinator:
+    def __init__(self, job: Job, crew: Crew, limits: Limits) -> None:
+        self._job, self._crew, self._limits = job, crew, limits
+        self._stop: int | None = None  # the signal that ends the run
+        self._has_worked = False  # some rank has begun a step
+        self._least: tuple[int, int, int] | None = None  # how far the last ranks are
+        self._least_since_s = 0.0
+        self._ended: list[RankState] = []  # the ranks as they were when an attempt ended
+
+    def run(self) -> int:
+        before, tries, restarts = self._job.progress(), 0, 0
+        while True:
+            result = self._attempt()
+            if not isinstance(result, Failure):
+                return result
+            now = self._job.progress()
+            before, tries = now, tries + 1 if now == before else 0
+            why_not = self._why_not_again(result, restarts, tries)
+            self._write(result, restarts, restarted=why_not is None)
+            if why_not is not None:
+                return self._give_up(result, why_not)
+            _say(f"{result.sentence}. Starting again from the newest checkpoint")
+            restarts += 1
+            self._crew.wait(float(tries), lambda: bool(self._crew.signals))
+
+    def _why_not_again(self, failure: Failure, restarts: int, tries: int) -> str | None:
+        if self._stop is not None:
+            return _GOES_ON
+        if failure.is_final or (failure.is_own and not self._has_worked):
+            return ""
+        if tries >= _TRIES:
+            return f"{tries} tries in a row ended without a newer checkpoint"
+        if restarts >= self._limits.restarts:
+            return f"supervision.restarts = {restarts} are used up"
+        return None
+
+    def _write(self, failure: Failure, restarts: int, restarted: bool) -> None:
+        if failure.is_strangers:
+            return
+        try:
+            write_failure(
+                self._job.run, failure, self._ended, time=datetime.now(UTC).isoformat(timespec="seconds"),
+                resume=self._job.resume, restarted=restarted, restarts=restarts,
+            )  # fmt: skip
+        except OSError as error:
+            _say(f"{self._job.run / 'failure.json'}: could not be written ({error.strerror})")
+
+    def _give_up(self, failure: Failure, why: str) -> int:
+        if failure.exception and failure.exception["traceback"]:
+            print(failure.exception["traceback"], end="", file=sys.stderr, flush=True)
+        _say(f"{failure.sentence}; {why}" if why else failure.sentence)
+        return failure.code if why in ("", _GOES_ON) else ExitCode.GIVEN_UP
+
+    def _attempt(self) -> int | Failure:
+        """Start all ranks and wait for their end. Returns the exit code of a good end."""
+        self._least = None
+        problem = self._crew.muster()
+        if problem is not None:
+            self._ended = []
+            self._crew.end_ranks()
+            return Failure("host", problem, problem.split()[1], is_own=True)
+        if not self._crew.signals:
+            self._crew.start(self._job.argv, self._job.folder)
+        while (result := self._verdict()) is None:
+            self._crew.pump(_PATIENCE_S)
+        self._ended = [replace(rank) for rank in self._crew.ranks.values()]
+        self._crew.end_ranks()
+        return result
+
+    def _verdict(self) -> int | Failure | None:
+        """What became of the attempt, or None while it goes on."""
+        self._obey()
+        ranks = list(self._crew.ranks.values())
+        living = [rank for rank in ranks if rank.code is None]
+        ill = [rank for rank in ranks if rank.ill_s is not None]
+        self._has_worked = self._has_worked or any(rank.beat["step"] for rank in ranks)
+        if self._crew.lost:
+            return Failure("host", self._crew.lost_sentence(), self._crew.lost[0])
+        if self._stop is not None:
+            return self._stopped(ranks, living)
+        if ill:
+            waited_s = time.monotonic() - min(rank.ill_s for rank in ill if rank.ill_s is not None)
+            undecided = any(rank.ill_s is None for rank in living) and not any(rank.is_certain for rank in ill)
+            return None if undecided and waited_s < _GRACE_S else first_cause(ill)
+        if not living:
+            return next((rank.code for rank in ranks if rank.code), ExitCode.DONE)
+        return self._hang(living)
+
+    def _hang(self, living: list[RankState]) -> Failure | None:
+        """All wait for the ranks that are the furthest behind, so only their silence counts, and only from when they
+        were: whoever waits for a slow save of another is no culprit, nor is it one the moment that save is done."""
+        least = min(rank.progress for rank in living)
+        if least != self._least:
+            self._least, self._least_since_s = least, time.monotonic()
+        slowest = [rank for rank in living if rank.progress == least]
+        silent_s = time.monotonic() - max(self._least_since_s, *(rank.heard_s for rank in slowest))
+        if silent_s <= self._limits.of(slowest[0].beat["phase"]):
+            return None
+        failure = hang(slowest, silent_s)
+        self._crew.signal(signal.SIGUSR2)
+        self._crew.wait(_STACKS_S, lambda: False)
+        return failure
+
+    def _obey(self) -> None:
+        """Hand a first signal on, and let a second one end everything."""
+        while self._crew.signals:
+            number = self._crew.signals.pop(0)
+            began = any(rank.beat["step"] for rank in self._crew.ranks.values())
+            if self._stop is not None or not began:  # there is nothing to save before the first step
+                self._crew.end_ranks()
+            else:
+                self._crew.signal(signal.SIGTERM if number == signal.SIGHUP else number)
+            self._stop = self._stop or number
+
+    def _stopped(self, ranks: list[RankState], living: list[RankState]) -> int | Failure | None:
+        """The end of a run that was told to stop."""
+        ends_s = [rank.ended_s for rank in ranks if rank.ended_s is not None]
+        if living and ends_s and time.monotonic() - min(ends_s) > _STOP_GRACE_S:
+            self._crew.end_ranks()
+        elif living:
+            return self._hang(living)
+        if failed := [rank for rank in ranks if rank.failure is not None and not rank.is_consequence]:
+            return first_cause(failed)
+        if ranks and all(rank.code == ExitCode.DONE for rank in ranks):
+            return ExitCode.DONE
+        if not ranks or ranks[0].code not in (ExitCode.STOPPED, ExitCode.CTRL_C):  # else it has said where
+            _say(f"stopped; {_GOES_ON}")
+        return ExitCode.CTRL_C if self._stop == signal.SIGINT else ExitCode.STOPPED

@@ -1,0 +1,44 @@
+"""Runs of stand-in ranks: a few lines of Python in place of a training, so that a launch costs tenths of a second.
+
+`python -m tests.cluster.standin RUN CODE HOSTS LIMITS` coordinates such a run from a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cluster.agent_link import here
+from cluster.supervise import Job, Limits, supervise
+
+LIMITS = Limits(start_timeout_s=20, hang_timeout_s=1, aside_timeout_s=20, restarts=9)
+PRELUDE = """
+import os, signal, sys, time
+from pathlib import Path
+from cluster.heartbeat import beat, tell_failure
+rank, run = int(os.environ["RANK"]), Path(sys.argv[1])
+first = not (run / f"{rank}.began").exists()
+(run / f"{rank}.began").touch()
+(run / f"{rank}.pid").write_text(str(os.getpid()))
+def checkpoint(step):
+    (run / "newest").write_text(str(step))
+"""
+
+
+def coordinate(run: Path, code: str, hosts: Sequence[int] = (2,), limits: Limits = LIMITS) -> int:
+    """Exit code of a run whose ranks do `code`, on stand-in hosts with so many ranks each."""
+    newest = run / "newest"
+    job = Job(
+        argv=(sys.executable, "-c", PRELUDE + code, str(run)), folder=Path.cwd(), run=run, resume="blsp train recipe",
+        progress=lambda: newest.read_text() if newest.exists() else None,
+    )  # fmt: skip
+    places = [replace(here(f"host-{i}", ranks, {"A": "1"}), address="127.0.0.1") for i, ranks in enumerate(hosts)]
+    return supervise(job, places, limits)
+
+
+if __name__ == "__main__":
+    folder, lines, ranks, fields = sys.argv[1:]
+    sys.exit(coordinate(Path(folder), lines, json.loads(ranks), replace(LIMITS, **json.loads(fields))))
