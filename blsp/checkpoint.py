@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
@@ -43,7 +44,7 @@ from blsp.checkpoint_folder import (
 )
 from blsp.snapshot import SnapshotEngine, load_names
 from blsp.weight_files import named_in_pickle
-from cluster.files import sync_folder, write_atomically
+from cluster.files import persistently, sync_folder, words, write_atomically
 from cluster.owner import TakenOverError
 
 # What DeepSpeed's optimizer files hold besides tensors and plain values.
@@ -99,7 +100,7 @@ class Saver:
         except BaseException:
             self._state = None  # nothing is in flight that could be committed
             raise
-        self._begin(self._write)
+        self._begin(lambda: persistently(self._write))
 
     def report(self) -> Report:
         """What to tell the other ranks in this step."""
@@ -137,7 +138,7 @@ class Saver:
     def _make_room(self) -> bool:
         """Whether rank 0 could make the folders that all write into. Raises on all ranks as `hear` does."""
         if dist.get_rank() == 0:
-            self._attempt(self._make_folders)
+            self._attempt(lambda: persistently(self._make_folders))
         told: list[Any] = [self._outcome, str(self._temporary)]
         dist.broadcast_object_list(told, src=0)
         self._outcome, self._temporary = Report.NOTHING, Path(told[1])
@@ -150,7 +151,7 @@ class Saver:
         self.still_owned()
         sweep(self._folder, self.claim)
         self._temporary = self._folder / temporary_name(self._state.step, self.claim)
-        (self._temporary / TAG).mkdir(parents=True)
+        (self._temporary / TAG).mkdir(parents=True, exist_ok=True)
 
     def _begin(self, work: Callable[[], None]) -> None:
         self._outcome = Report.NOTHING
@@ -180,20 +181,26 @@ class Saver:
         assert self._state is not None
         temporary, final = self._temporary, self._folder / checkpoint_name(self._state.step)
         manifest = _patiently(lambda: receipts(temporary, dist.get_world_size()))
-        for rank in range(dist.get_world_size()):
-            (temporary / receipt_name(rank)).unlink()
-        write_atomically(temporary / STATE, json.dumps(asdict(self._state), default=str).encode())
-        manifest |= entries(temporary, [temporary / STATE])
-        write_atomically(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
+        persistently(lambda: self._complete(manifest))
         self.still_owned()
         if final.exists():
             remove(final)
         temporary.rename(final)
-        sync_folder(self._folder)
         try:
+            for folder in (self._folder, self._folder.parent):
+                persistently(partial(sync_folder, folder))
             prune(self._folder, self._state.step, self._keep)
         except OSError as error:
-            print(f"{final}: written, but the earlier ones could not be deleted ({_words(error)})", flush=True)
+            print(f"{final}: written, but the earlier ones could not be deleted ({words(error)})", flush=True)
+
+    def _complete(self, manifest: dict[str, dict[str, Any]]) -> None:
+        """Rank 0's own files beside those of `manifest`; can be repeated."""
+        assert self._state is not None
+        for rank in range(dist.get_world_size()):
+            (self._temporary / receipt_name(rank)).unlink(missing_ok=True)
+        write_atomically(self._temporary / STATE, json.dumps(asdict(self._state), default=str).encode())
+        manifest |= entries(self._temporary, [self._temporary / STATE])
+        write_atomically(self._temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
 
     def _give_up(self, reports: Sequence[int]) -> None:
         assert self._state is not None
@@ -206,7 +213,7 @@ class Saver:
             raise self._error or RuntimeError(f"{self._folder / checkpoint_name(step)}: could not be written; {why}")
         self.problem = (
             f"{self._folder / checkpoint_name(step)}: could not be written "
-            f"({_words(self._error) if self._error else why}); earlier checkpoints are as they were"
+            f"({words(self._error) if self._error else why}); earlier checkpoints are as they were"
         )
         if dist.get_rank() == 0 or self._error:
             print(f"{self.problem}, training goes on, and the next one is tried in its turn", flush=True)
@@ -224,11 +231,6 @@ def _patiently(look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
             if time.monotonic() > until_s:
                 raise
         time.sleep(_PATIENCE_S / 20)
-
-
-def _words(error: BaseException) -> str:
-    strerror = getattr(error, "strerror", None)
-    return strerror[0].lower() + strerror[1:] if strerror else str(error)
 
 
 def load(engine: DeepSpeedEngine, checkpoint: Path) -> None:
@@ -286,7 +288,7 @@ def tensors_of(path: Path) -> Any:
     except UnpicklingError as error:
         raise refusal(path, error) from None
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({_words(error)})") from None
+        raise ValueError(f"{path}: cannot be read ({words(error)})") from None
     except (RuntimeError, EOFError, ValueError) as error:
         why = str(error).splitlines()[0]
         raise ValueError(f"{path}: refused, because it is no file of tensors ({why})") from None

@@ -14,11 +14,12 @@ import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from cluster.files import sync_folder, write_atomically
+from cluster.files import persistently, sync_folder, words, write_atomically
 
 TAG, STATE, MANIFEST = "zero", "state.json", "manifest.json"
 
@@ -214,6 +215,10 @@ def unlike_manifest(folder: Path, every_byte: bool = True) -> str | None:
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != size or (every_byte and file_hash(path) != digest):
+        try:
+            same = path.stat().st_size == size and (not every_byte or persistently(partial(file_hash, path)) == digest)
+        except OSError as error:
+            return f"{name} cannot be read ({words(error)})"
+        if not same:
             return f"{name} is not as it was written"
     return None

@@ -49,9 +49,7 @@ def train(recipe: TrainRecipe, on_step: OnStep = lambda done, total, note: None)
     with ExitStack() as stack:
         owner: list[Owner] = []  # on rank 0
         together(lambda: owner.append(stack.enter_context(owned(recipe.run))))
-        run = prepare(recipe, device, on_step)
-        if owner:
-            run.saver.still_owned, run.saver.claim = owner[0].check, owner[0].number
+        run = prepare(recipe, device, on_step, owner[0] if owner else None)
         with _signals(run):
             try:
                 fit(run)

@@ -29,6 +29,7 @@ from blsp.together import together
 from blsp.tracking import Tracker
 from blsp.validate import Best, Validation
 from cluster.files import write_atomically
+from cluster.owner import Owner
 from cluster.ports import free_port
 from shards.audio import SAMPLE_RATE
 from shards.batches.augment import Augment
@@ -146,7 +147,9 @@ def join() -> torch.device:
     return device
 
 
-def prepare(recipe: TrainRecipe, device: torch.device, on_step: OnStep) -> Run:
+def prepare(recipe: TrainRecipe, device: torch.device, on_step: OnStep, owner: Owner | None = None) -> Run:
+    """Everything up to the first step; every rank calls it. `owner` is rank 0's claim to the run folder, None where
+    nobody else can have it."""
     world, rank = dist.get_world_size(), dist.get_rank()
     if world > recipe.data.micro_batches:
         raise ValueError(
@@ -182,15 +185,22 @@ def prepare(recipe: TrainRecipe, device: torch.device, on_step: OnStep) -> Run:
             f"optim.warmup_steps = {recipe.optim.warmup_steps}, but the run has only {total} steps; warm up for fewer"
         )
     saver = checkpoint.Saver(engine, recipe.run / "checkpoints", recipe.engine.keep_checkpoints)
+    if owner is not None:
+        saver.still_owned, saver.claim = owner.check, owner.number
     corpora = [{"corpus": name, "licence": licence, "clips": clips} for name, licence, clips in shard_set.licences]
     run = Run(
         recipe, engine, stage, reader, plan, device, shard_set.dataset_id, corpora, shard_set.all_corpora, total,
         on_step, saver, meter, validation,
     )  # fmt: skip
     _resume(run)
+    together(saver.still_owned)  # to prepare takes minutes
     if rank == 0:
+        summary = plan.summary()
+        print(f"plan: {summary}", flush=True)
+        told = {**plan.state(0), "first_epoch": asdict(summary)}
+        write_atomically(recipe.run / "plan.json", json.dumps(told, indent=1).encode())
         write_atomically(recipe.run / "recipe.json", recipe.model_dump_json(indent=1).encode())
-        run.tracker = Tracker(recipe.run, run.step, still_owned=lambda: saver.still_owned())
+        run.tracker = Tracker(recipe.run, run.step, still_owned=saver.still_owned)
         on_step(run.step, total, "")
     return run
 
@@ -212,11 +222,6 @@ def _data(recipe: TrainRecipe, model: SpeechLM) -> tuple[ShardSet, Plan, Reader]
     )  # fmt: skip
     _refuse_other_plans(plan, shard_set)
     plan.check(-(-_total_steps(recipe, plan) // plan.num_steps(0)))
-    if dist.get_rank() == 0:
-        summary = plan.summary()
-        print(f"plan: {summary}", flush=True)
-        content = {**plan.state(0), "first_epoch": asdict(summary)}
-        write_atomically(recipe.run / "plan.json", json.dumps(content, indent=1).encode())
     reader = Reader(
         shard_set, plan, collator, rank=dist.get_rank(), world_size=dist.get_world_size(),
         num_workers=data.num_workers, augment=Augment(**data.augment.model_dump()) if data.augment else None,

@@ -52,7 +52,7 @@ class SnapshotEngine(CheckpointEngine):  # type: ignore[misc]
         return torch.load(path, map_location=map_location, weights_only=True)
 
     def write(self) -> list[Path]:
-        """Put the copies on the disk: written, and not only in its cache. Returns the files.
+        """Put the copies on the disk: written, and not only in its cache; can be repeated. Returns the files.
 
         Raises OSError when that fails.
         """
@@ -61,7 +61,6 @@ class SnapshotEngine(CheckpointEngine):  # type: ignore[misc]
         written = [path for path, _ in self._files]
         for folder in {path.parent for path in written}:
             sync_folder(folder)
-        self._files = []
         return written
 
     def _copied(self, value: Any) -> Any:
@@ -111,14 +110,13 @@ def _alike(buffer: Tensor, tensor: Tensor) -> bool:
 
 def write_file(content: Any, path: Path) -> None:
     """torch's format, on the disk. An OSError says what stands in the way."""
-    try:
-        torch.save(content, path)
-    except RuntimeError as error:
-        # torch's zip writer says this of a full disk and of a missing folder, and not in these words.
-        if not any(
-            sign in str(error) for sign in ("inline_container", "iostream", "PytorchStreamWriter", "Parent directory")
-        ):
+    with path.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            # torch's zip writer still ends the file, and complains of that one's length.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
             raise
-        raise OSError(f"{path.name}: is the disk full, or its folder gone?") from error
-    with path.open("rb") as file:
+        file.flush()
         os.fsync(file.fileno())

@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_PASSES = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # a network file system may fail so once and work again
+_PAUSES_S = (0.5, 2.0)
+
+
+def persistently(action: Callable[[], T]) -> T:
+    """What `action` returns; it is tried three times when a disk fails in a way that may pass (not when it is full)."""
+    for pause_s in _PAUSES_S:
+        try:
+            return action()
+        except OSError as error:
+            if error.errno not in _PASSES:
+                raise
+        time.sleep(pause_s)
+    return action()
+
+
+def words(error: BaseException) -> str:
+    """What the system says of an error, within a sentence."""
+    said = getattr(error, "strerror", None)
+    return said[0].lower() + said[1:] if said else str(error)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

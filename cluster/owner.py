@@ -9,8 +9,10 @@ everything that it commits.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import secrets
 import socket
 import threading
 import time
@@ -36,6 +38,7 @@ class Claim:
     process: int
     job: str
     restart: int
+    token: str = ""  # tells two claims of one number apart
     ended: bool = False
 
     def __str__(self) -> str:
@@ -50,21 +53,52 @@ class TakenOverError(ValueError):
 class Owner:
     """The holder of a claim; made by `owned`."""
 
-    def __init__(self, path: Path, claim: Claim) -> None:
-        self._path, self._claim = path, claim
+    def __init__(self, path: Path, claim: Claim, announce: Callable[[str], object]) -> None:
+        self._path, self._claim, self._announce = path, claim, announce
         self.number = int(path.stem)  # a later owner's is larger
         self._ended = threading.Event()
+        self._again, self._locks = threading.Lock(), ExitStack()
         threading.Thread(target=self._beat, daemon=True, name="owner").start()
 
     def check(self) -> None:
-        """Raises TakenOverError unless this is still the newest claim; to be called before each commit."""
+        """Raises TakenOverError unless this is still the newest claim; to be called before each commit.
+
+        A folder that somebody has removed or moved away is made anew, unless the one around it is gone too: then
+        FileNotFoundError is raised.
+        """
+        if not self._is_newest():
+            with self._again:
+                if not self._is_newest():
+                    self._claim_again()
+
+    def _is_newest(self) -> bool:
+        """False when there is no claim at all. Raises as `check`."""
         newest = _newest(self._path.parent)
-        if newest != self._path:
-            who = (newest and _read(newest)) or "another process"
+        claim = None if newest is None else _read(newest)
+        # In a folder that was made anew another process may have a claim of this number.
+        another = claim is not None and claim.token != self._claim.token
+        if newest is not None and (newest != self._path or another):
             raise TakenOverError(
-                f"{self._path.parent.parent}: taken over by {who} while this process ({self._claim}) gave no sign of "
-                "life; it writes no more. Was it, or its machine, stopped for a while?"
+                f"{self._path.parent.parent}: taken over by {claim or 'another process'} while this process "
+                f"({self._claim}) gave no sign of life; it writes no more. Was it, or its machine, stopped for a while?"
             )
+        return newest is not None
+
+    def _claim_again(self) -> None:
+        folder = self._path.parent.parent
+        if not folder.parent.is_dir():  # perhaps a mount that comes back: nothing may be written where it was
+            raise FileNotFoundError(errno.ENOENT, "The folder is gone, and so is the one around it", str(folder))
+        if not (folder / ".lock").exists():
+            try:
+                self._locks.enter_context(folder_lock(folder))
+            except ValueError as error:
+                raise TakenOverError(f"{folder}: was removed, and is another process's now ({error})") from None
+        self._path.parent.mkdir(exist_ok=True)
+        _write(self._path, self._claim)
+        self._announce(
+            f"{folder}: was removed or moved away while this run writes there; made anew. What it held, its earlier "
+            "checkpoints too, is only where it was moved to"
+        )
 
     def _beat(self) -> None:
         while not self._ended.wait(_BEAT_S):
@@ -78,9 +112,9 @@ class Owner:
     def release(self) -> None:
         """The next owner need not wait."""
         self._ended.set()
-        with suppress(TakenOverError, OSError):
-            self.check()
-            write_atomically(self._path, _content(replace(self._claim, ended=True)))
+        with self._locks, suppress(TakenOverError, OSError):
+            if self._is_newest():
+                write_atomically(self._path, _content(replace(self._claim, ended=True)))
 
 
 @contextmanager
@@ -103,7 +137,7 @@ def owned(folder: Path, announce: Callable[[str], object] = print) -> Iterator[O
         newest = _newest(claims)
         if newest is not None:
             _refuse_living(newest, mine, announce)
-        owner = Owner(_add(claims, newest, mine), mine)
+        owner = Owner(_add(claims, newest, mine), mine, announce)
         try:
             owner.check()  # others may have come and gone since the newest claim was read
             yield owner
@@ -119,6 +153,7 @@ def _mine() -> Claim:
         process=os.getpid(),
         job=os.environ.get("SLURM_JOB_ID", ""),
         restart=int(os.environ.get("SLURM_RESTART_COUNT") or 0),
+        token=secrets.token_hex(8),
     )
 
 
@@ -147,19 +182,23 @@ def _refuse_living(newest: Path, mine: Claim, announce: Callable[[str], object])
 
 def _add(claims: Path, newest: Path | None, mine: Claim) -> Path:
     path = claims / f"{1 + int(newest.stem) if newest else 1:06d}.json"
-    try:
-        with path.open("xb") as file:
-            file.write(_content(mine))
-            file.flush()
-            os.fsync(file.fileno())
-    except FileExistsError:
-        raise ValueError(
-            f"{claims.parent}: claimed by {_read(path)} at the same moment; let one of both go on"
-        ) from None
+    _write(path, mine)
     for older in claims.glob("*.json"):
         if older.name < path.name:
             older.unlink(missing_ok=True)
     return path
+
+
+def _write(path: Path, claim: Claim) -> None:
+    try:
+        with path.open("xb") as file:
+            file.write(_content(claim))
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        raise TakenOverError(
+            f"{path.parent.parent}: claimed by {_read(path)} at the same moment; let one of both go on"
+        ) from None
 
 
 def _newest(claims: Path) -> Path | None:

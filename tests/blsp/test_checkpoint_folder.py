@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -9,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from blsp import checkpoint_folder
 from blsp.checkpoint_folder import changed_fields, newest_valid, remove, write_manifest
 from tests.blsp.test_checkpoint import names, save
 
@@ -116,3 +120,64 @@ def test_changes_between_recipes_are_named_by_field() -> None:
     assert changed_fields(before, {"a": {"x": 2, "y": [1]}, "c": 3}, "model.") == [
         "model.a.x: 1 -> 2", "model.a.y: [1, 2] -> [1]", "model.c: None -> 3"
     ]  # fmt: skip
+
+
+def files_of(checkpoint: Path) -> list[Path]:
+    return sorted(path for path in checkpoint.rglob("*") if path.is_file())
+
+
+def damaged(data: st.DataObject, before: bytes) -> bytes:
+    """Some bytes lost, zeroed, replaced or added."""
+    first = data.draw(st.integers(0, len(before) - 1))
+    last = data.draw(st.integers(first + 1, len(before)))
+    others = data.draw(st.binary(min_size=1, max_size=20))[: last - first]
+    return data.draw(
+        st.sampled_from(
+            [
+                before[:first], before[:first] + bytes(last - first) + before[last:],
+                before[:first] + others + before[first + len(others) :], before + before[first:last],
+            ]
+        )
+    )  # fmt: skip
+
+
+def test_bytes_that_are_lost_zeroed_or_others_anywhere_are_found_and_the_one_before_is_used(tmp_path: Path) -> None:
+    older, newer = tmp_path / "c" / "step-000005", tmp_path / "c" / "step-000010"
+    save(tmp_path / "c", 5, 10)
+
+    @settings(max_examples=200, deadline=None)
+    @given(data=st.data())
+    def found(data: st.DataObject) -> None:
+        path = data.draw(st.sampled_from(files_of(newer)))
+        before, said = path.read_bytes(), []
+        after = damaged(data, before)
+        path.write_bytes(after)
+        try:
+            newest = newest_valid(tmp_path / "c", said.append)
+        finally:
+            path.write_bytes(before)
+        if newest == newer:  # nothing has changed, or what the manifest still says is true
+            assert after == before or json.loads(after).items() <= json.loads(before).items()
+        else:
+            assert newest == older
+            assert said[0].startswith(f"{newer} is damaged (")
+            assert path.name in said[0]
+
+    found()
+
+
+def test_a_file_that_cannot_be_read_is_damage_and_the_one_before_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "c", 5, 10)
+    digest, said = checkpoint_folder.file_hash, []
+
+    def unreadable(path: Path) -> str:
+        if path.match("step-000010/zero/optim_states.pt"):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return digest(path)
+
+    monkeypatch.setattr(checkpoint_folder, "file_hash", unreadable)
+    monkeypatch.setattr("cluster.files._PAUSES_S", (0.0,))
+    assert newest_valid(tmp_path / "c", said.append) == tmp_path / "c" / "step-000005"
+    assert "zero/optim_states.pt cannot be read (input/output error)" in said[0]

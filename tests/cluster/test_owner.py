@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -157,3 +158,46 @@ def test_a_claim_that_a_crash_has_torn_is_waited_for(tmp_path: Path) -> None:
         one.check()
     assert "was in use by another process" in said[0]
     assert [path.name for path in (tmp_path / ".owner").iterdir()] == ["000010.json"]
+
+
+def test_a_folder_that_is_removed_or_moved_is_made_anew_and_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    folder = tmp_path / "run"
+    with owned(folder, said.append) as one:
+        for take_away in (lambda: shutil.rmtree(folder), lambda: folder.rename(tmp_path / "moved")):
+            take_away()
+            one.check()
+            one.check()
+            assert [path.name for path in (folder / ".owner").iterdir()] == ["000001.json"]
+    assert len(said) == 2
+    assert said[0].startswith(f"{folder}: was removed or moved away while this run writes there; made anew.")
+
+
+def test_a_folder_that_is_gone_with_the_one_around_it_is_not_made_anew(tmp_path: Path) -> None:
+    with owned(tmp_path / "mount" / "run") as one:
+        (tmp_path / "mount").rename(tmp_path / "elsewhere")
+        with pytest.raises(FileNotFoundError, match="is gone, and so is the one around it"):
+            one.check()
+        assert not (tmp_path / "mount").exists()
+        (tmp_path / "elsewhere").rename(tmp_path / "mount")
+        one.check()
+
+
+def test_a_removed_folder_that_another_process_owns_meanwhile_is_that_ones(tmp_path: Path) -> None:
+    with owned(tmp_path / "run") as one:
+        shutil.rmtree(tmp_path / "run")
+        with owned(tmp_path / "run") as other:
+            assert other.number == one.number
+            with pytest.raises(TakenOverError, match="taken over by"):
+                one.check()
+            other.check()
+
+
+def test_a_removed_folder_is_nobodys_twice(tmp_path: Path) -> None:
+    with owned(tmp_path / "run") as one:
+        shutil.rmtree(tmp_path / "run")
+        one.check()
+        with owned(tmp_path / "run", lambda said: None) as other:
+            with pytest.raises(TakenOverError, match="taken over by"):
+                one.check()
+            other.check()
