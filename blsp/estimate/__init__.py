@@ -1,0 +1,1 @@
+"""What a training costs before anything is spent, from configurations alone: nothing here needs torch."""
