@@ -16,12 +16,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cluster.files import persistently, sync_folder, words, write_atomically
+from cluster.json_files import read_object
 
 TAG, STATE, MANIFEST = "zero", "state.json", "manifest.json"
+_MAX_NUMBER = 10**11  # of steps, ranks and seconds since 1970
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class TrainingState:
 
 
 def checkpoint_name(step: int) -> str:
-    """Names sort as steps do."""
+    """The name of its folder."""
     return f"step-{step:06d}"
 
 
@@ -64,7 +66,7 @@ def receipts(folder: Path, world_size: int) -> dict[str, dict[str, Any]]:
     manifest: dict[str, dict[str, Any]] = {}
     for rank in range(world_size):
         try:
-            written = json.loads((folder / receipt_name(rank)).read_text())
+            written = read_object(folder / receipt_name(rank))
             lost = [name for name, entry in written.items() if (folder / name).stat().st_size != entry["bytes"]]
         except (FileNotFoundError, ValueError) as error:
             raise OSError(f"the files of rank {rank} are not in it; do all hosts see one folder?") from error
@@ -94,13 +96,27 @@ def read_state(checkpoint: Path) -> TrainingState:
     """The place in the plan that a checkpoint was written at. Raises ValueError when it does not say."""
     path = checkpoint / STATE
     try:
-        state = TrainingState(**json.loads(path.read_text()))
+        state = TrainingState(**read_object(path))
+        _check_state(state)
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: is not the state of a training run ({error})") from None
-    for value, wanted in ((state.step, int), (state.world_size, int), (state.recipe, dict), (state.frozen, dict)):
-        if not isinstance(value, wanted):
-            raise ValueError(f"{path}: is not the state of a training run ({value!r} is no {wanted.__name__})")
     return state
+
+
+def _check_state(state: TrainingState) -> None:
+    """Raises ValueError when a field is of another type, or a number that none can be."""
+    example = TrainingState(0, "", 1, {}, {}, saved_at_s=0.0, best={})
+    for name, value in vars(state).items():
+        wanted = type(getattr(example, name))
+        given = float(value) if wanted is float and type(value) is int and abs(value) < _MAX_NUMBER else value
+        if type(given) is not wanted and not (name == "best" and value is None):
+            raise ValueError(f"{name} is {str(value)[:80]!r}, no {wanted.__name__}")
+        if isinstance(given, int | float) and not 0 <= given < _MAX_NUMBER:
+            raise ValueError(f"{name} is {str(value)[:80]}, which it cannot be")
+    if not all(isinstance(hashed, str) for hashed in state.frozen.values()):
+        raise ValueError("frozen names something that is no hash")
+    if state.best is not None and type(state.best.get("step")) is not int:
+        raise ValueError("best names no step")
 
 
 def changed_fields(before: dict[str, Any], after: dict[str, Any], path: str = "") -> list[str]:
@@ -117,7 +133,13 @@ def changed_fields(before: dict[str, Any], after: dict[str, Any], path: str = ""
 
 def committed(folder: Path) -> list[Path]:
     """All checkpoints of a folder, oldest first, whole or not."""
-    return sorted(folder.glob("step-[0-9]*[0-9]"))
+    named = (path for path in folder.glob("step-[0-9]*") if re.fullmatch("step-[0-9]{6,12}", path.name))
+    return sorted(named, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint's name says."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def num_bytes(folder: Path) -> int:
@@ -131,11 +153,11 @@ def prune(folder: Path, step: int, keep: int) -> None:
 
     Only whole ones count (by the sizes of their files), so the last one that can be loaded is never among the deleted.
     """
-    known = [path for path in committed(folder) if path.name <= checkpoint_name(step)]
+    known = [path for path in committed(folder) if step_of(path) <= step]
     kept = [path for path in known if damage(path, every_byte=False) is None][-keep:]
     best = best_of(known)
     for old in known:
-        if kept and old < kept[0] and old != best:
+        if kept and step_of(old) < step_of(kept[0]) and old != best:
             remove(old)
 
 
@@ -198,7 +220,7 @@ def damage(checkpoint: Path, every_byte: bool = True) -> str | None:
     problem = unlike_manifest(checkpoint, every_byte)
     if problem is not None:
         return problem
-    names = json.loads((checkpoint / MANIFEST).read_text())
+    names = read_object(checkpoint / MANIFEST)
     if STATE not in names or not any(name.startswith(f"{TAG}/") for name in names):
         return f"its {MANIFEST} names no weights, or no {STATE}"
     return None
@@ -207,15 +229,17 @@ def damage(checkpoint: Path, every_byte: bool = True) -> str | None:
 def unlike_manifest(folder: Path, every_byte: bool = True) -> str | None:
     """What is not as the manifest of a folder says; None when all of it is whole. Not `every_byte`: only the sizes."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = read_object(folder / MANIFEST)
         wanted = {name: (entry["bytes"], entry["blake2b"]) for name, entry in manifest.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its {MANIFEST} cannot be read: {error}"
     for name, (size, digest) in wanted.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
+        path, parts = folder / name, PurePosixPath(name).parts
+        if not name.isprintable() or name.startswith("/") or ".." in parts:
+            return f"its {MANIFEST} names {name[:80]!a}, which is no file of a checkpoint"
         try:
+            if not path.is_file():
+                return f"{name} is missing"
             same = path.stat().st_size == size and (not every_byte or persistently(partial(file_hash, path)) == digest)
         except OSError as error:
             return f"{name} cannot be read ({words(error)})"

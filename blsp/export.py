@@ -13,6 +13,7 @@ from blsp.checkpoint_folder import file_hash
 from blsp.provenance import versions
 from blsp.recipe import ModelSection, StageSection
 from cluster.files import write_atomically
+from cluster.json_files import read_object
 
 EXPORT_WEIGHTS, EXPORT_CONFIG = "model.safetensors", "config.json"
 
@@ -58,11 +59,17 @@ def stages(exported: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def export_config(folder: Path) -> dict[str, Any]:
-    """What an export says of itself. Raises ValueError when there is none."""
+    """What an export says of itself. Raises ValueError when there is none, or something else under its name."""
     path = folder / EXPORT_CONFIG
     if not path.exists():
         raise ValueError(
             f"{folder}: no export here; has the run of {folder.parent} finished? (`blsp train` writes it at the end)"
         )
-    config: dict[str, Any] = json.loads(path.read_text())
+    config = read_object(path)
+    fits = {"model": dict, "stage": dict, "frozen": dict, "parts": list, "history": list}
+    for name, kind in fits.items():
+        if not isinstance(config.get(name, [] if name == "history" else None), kind):
+            raise ValueError(f"{path}: is not what a finished run says of itself (no {name})")
+    if not isinstance(config["model"].get("audio_window"), str) or not isinstance(config["stage"].get("prompts"), dict):
+        raise ValueError(f"{path}: is not what a finished run says of itself (no audio_window, or no prompts)")
     return config

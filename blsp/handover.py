@@ -13,7 +13,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from blsp import checkpoint, elastic
@@ -21,6 +20,7 @@ from blsp.checkpoint_folder import TAG, best_of, committed, damage, newest_valid
 from blsp.export import EXPORT_CONFIG, EXPORT_WEIGHTS, export_config, export_fingerprint, stages, write_export
 from blsp.provenance import refuse_other_weights
 from blsp.recipe import TrainRecipe, recipe_of
+from blsp.weight_files import load_tensors
 
 _REGISTERED = "parts."  # where `blsp.run.Stage` has what trains
 
@@ -78,7 +78,7 @@ def write_as_export(newest: Path, made: Path) -> None:
         before = export_config(recipe.model.init / "export")
         now = {**state.frozen, "init": export_fingerprint(recipe.model.init)}
         refuse_other_weights(state.frozen, now, str(newest))
-        held = load_file(recipe.model.init / "export" / EXPORT_WEIGHTS)
+        held = load_tensors(recipe.model.init / "export" / EXPORT_WEIGHTS)
         weights |= {name: held[name] for name in held if name.split(".")[0] not in parts}
         parts, history = parts | set(before["parts"]), stages(before)
     pretrained = {part: name for part, name in state.frozen.items() if part != "init"}

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -28,6 +27,7 @@ from blsp.pretrained import load_whole
 from blsp.provenance import frozen_weights, refuse_other_weights
 from blsp.recipe import ModelSection, StageSection
 from blsp.section import Section
+from blsp.weight_files import load_tensors
 from shards.batches.collate import Batch
 from shards.prompts import ChatTemplate
 from shards.sample import EMOTIONS
@@ -145,7 +145,7 @@ class SpeechLM(Answering):
                 f"{self.config.audio_window!r}; set model.audio_window to the former"
             )
         refuse_other_weights(exported["frozen"], self.frozen, str(folder))
-        state = load_file(folder / EXPORT_WEIGHTS)
+        state = load_tensors(folder / EXPORT_WEIGHTS)
         for part in exported["parts"]:
             if part not in self.parts:
                 remedy = "remove model.encoder_lora" if part == "encoder" else f"add the section model.{part}"

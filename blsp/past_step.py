@@ -24,6 +24,7 @@ from blsp.run import OnStep, Run, join, prepare
 from blsp.scalars import means
 from blsp.tracking import read_log
 from cluster.files import write_atomically
+from cluster.json_files import read_object
 from shards.audio import SAMPLE_RATE, encode_flac
 from shards.batches.collate import FILLER_ID, Batch
 
@@ -53,7 +54,7 @@ def replay_step(run: Path, step: int, out: Path, on_step: OnStep = lambda done, 
     recipe_path = run / "recipe.json"
     if not recipe_path.exists():
         raise ValueError(f"{run}: no recipe.json here, so it is not the folder of a training run")
-    recipe = recipe_of(json.loads(recipe_path.read_text()), recipe_path)
+    recipe = recipe_of(read_object(recipe_path), recipe_path)
     logged = _logged(run, step)
     every = recipe.engine.log_every_steps
     first = (step - 1) // every * every if "loss" in logged else step - 1  # steps done before its line's first one

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any, Literal
 from transformers import Qwen2Config, WhisperConfig
 
 from blsp.recipe import ConvSection, LoraSection
+from cluster.json_files import read_object
 from shards.sample import EMOTIONS
 
 # A linear layer of ours: theirs in the same block, and which of how many equal blocks of its rows.
@@ -79,11 +79,7 @@ def read_config(folder: Path) -> AuthorsConfig:
         raise ValueError(
             f"{folder}: no config.json here; give the folder that the authors' checkpoint was downloaded to"
         )
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: is not JSON: {error}") from error
-    fields = _Fields(path, "", content)
+    fields = _Fields(path, "", read_object(path))
     fields.only("adapter_type", "subsampler")
     fields.only("adapter_hidden_layers", 0)
     fields.only("num_emotions", len(EMOTIONS))

@@ -328,9 +328,12 @@ def _resume(run: Run) -> None:
         raise ValueError(f"{newest} belongs to another recipe ({what}); undo the change or choose another run folder")
     _load(run, newest, state)
     run.step = state.step
-    run.best = None if state.best is None else Best(**state.best)
-    if state.sums:
-        run.sums = torch.tensor(state.sums, dtype=torch.float64)
+    try:
+        run.best = None if state.best is None else Best(**state.best)
+        if state.sums:
+            run.sums = torch.tensor(state.sums, dtype=torch.float64).view_as(run.sums)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{newest}: is not what such a run writes of itself ({error})") from None
     if dist.get_rank() == 0:
         print(f"going on from {newest}", flush=True)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn import functional
@@ -32,6 +32,7 @@ from blsp.features import AudioWindow
 from blsp.generation import pack
 from blsp.packing import attention_implementation, bounds
 from blsp.qwen_tokenizer import CHATML
+from blsp.weight_files import load_tensors
 from shards.audio import load_audio
 from shards.manifest import read_manifest
 from shards.miniature.world import INTERJECTIONS, Sentence, split_sentences
@@ -228,7 +229,7 @@ class WordRecogniser:
             folder, attn_implementation=attention_implementation(_CPU, torch.float32)
         )
         head = nn.Linear(whisper.config.d_model, len(words))
-        head.load_state_dict(load_file(folder / _WORD_HEAD))
+        head.load_state_dict(load_tensors(folder / _WORD_HEAD))
         return cls(SpeechEncoder(whisper.eval(), AudioWindow("exact")), head, words)
 
     @torch.inference_mode()

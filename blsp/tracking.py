@@ -18,8 +18,10 @@ from typing import Any, TextIO
 from torch.utils.tensorboard import SummaryWriter
 
 from cluster.files import write_atomically
+from cluster.json_files import parse_object
 
 _MOST_WAITING = 1000
+_MAX_S = 1e11  # of seconds that a log tells of; another file may lie in its place
 _PATIENCE_S = 20.0  # for what is still to be written at the end
 
 Write = Callable[[SummaryWriter], None]
@@ -108,7 +110,7 @@ def _open_log(path: Path, start_step: int) -> tuple[TextIO, float]:
     """The log without what came after `start_step`, open for more, and the seconds of the steps that it tells of."""
     kept = [record for record in read_log(path) if record["step"] <= start_step]
     write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
-    return path.open("a", buffering=1), sum(record.get("pace/steps_s", 0.0) for record in kept)
+    return path.open("a", buffering=1), sum(_number(record, "pace/steps_s", 0.0) for record in kept)
 
 
 def _note_launch(path: Path, start_step: int) -> float:
@@ -119,7 +121,12 @@ def _note_launch(path: Path, start_step: int) -> float:
     torn = path.exists() and not path.read_bytes().endswith(b"\n")
     with path.open("a") as file:
         file.write("\n" * torn + json.dumps(now) + "\n")
-    return min(float(launch["time_s"]) for launch in [*earlier, now] if "time_s" in launch)
+    return min(_number(launch, "time_s", now["time_s"]) for launch in [*earlier, now])
+
+
+def _number(record: dict[str, Any], name: str, otherwise: float) -> float:
+    value = record.get(name)
+    return float(value) if isinstance(value, int | float) and abs(value) < _MAX_S else otherwise
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -128,7 +135,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     records = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
         with suppress(ValueError):
-            record = json.loads(line)
-            if isinstance(record, dict) and "step" in record:
+            record = parse_object(line)
+            if type(record.get("step")) is int:
                 records.append(record)
     return records

@@ -6,7 +6,6 @@ plain tensors come out of it, and whatever else it names is refused unread.
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 from collections.abc import Callable
@@ -18,9 +17,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
+from cluster.json_files import read_object
+
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
+_MAX_HEADER_BYTES = 16 * 2**20  # of 100,000 tensors; safetensors itself takes 100 MB, half a minute and 2 GB for it
 _SAFETENSORS_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -58,6 +61,24 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a safetensors file by its name. Raises ValueError when it is no whole such file."""
+    try:
+        _refuse_long_header(path)
+        return load_file(path)
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{path}: cannot be read as safetensors; is it whole? ({error})") from None
+
+
+def _refuse_long_header(path: Path) -> None:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > _MAX_HEADER_BYTES:
+        raise ValueError(
+            f"{path}: its header says that it has {length:,} bytes, which no model's has; is it another file?"
+        )
+
+
 def _files(folder: Path) -> list[Path]:
     for whole in _WHOLE:
         index = folder / f"{whole}.index.json"
@@ -71,7 +92,7 @@ def _files(folder: Path) -> list[Path]:
 def _shards(index: Path, suffix: str) -> list[Path]:
     """The files that an index names: plain names of files beside it, nothing else."""
     try:
-        weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
+        weight_map = read_object(index)["weight_map"]
         names = sorted(set(weight_map.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index}: is not an index of shards (no readable weight_map)") from error
@@ -86,6 +107,7 @@ def _shards(index: Path, suffix: str) -> list[Path]:
 
 
 def _safetensors_file(path: Path) -> dict[str, StoredTensor]:
+    _refuse_long_header(path)
     file: Any = safe_open(path, framework="pt")
     found = {}
     for name in file.keys():  # noqa: SIM118 (it is no dict)

@@ -18,15 +18,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 
 from cluster.files import write_atomically
+from cluster.json_files import read_object
 from cluster.lock import folder_lock
 
 _BEAT_S = 5.0
 _LEASE_S = 30.0
 _FOLDER = ".owner"
+_MAX_CLAIM_BYTES = 2**16
+_MAX_DIGITS = 18  # of a claim's number
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,9 @@ class Claim:
     def __str__(self) -> str:
         job = f", job {self.job}" if self.job else ""
         return f"process {self.process} on {self.host}{job}"
+
+
+_EXAMPLE = Claim(host="", boot="", process=0, job="", restart=0)
 
 
 class TakenOverError(ValueError):
@@ -202,7 +208,8 @@ def _write(path: Path, claim: Claim) -> None:
 
 
 def _newest(claims: Path) -> Path | None:
-    return max(claims.glob("[0-9]*.json"), default=None)
+    counted = (path for path in claims.glob("[0-9]*.json") if path.stem.isdecimal() and len(path.stem) <= _MAX_DIGITS)
+    return max(counted, key=lambda path: int(path.stem), default=None)
 
 
 def _content(claim: Claim) -> bytes:
@@ -210,11 +217,14 @@ def _content(claim: Claim) -> bytes:
 
 
 def _read(path: Path) -> Claim | None:
-    """None when it cannot be read: it is only just being written, or a crash has torn it."""
+    """None when it cannot be read: it is only just being written, a crash has torn it, or it is no claim at all."""
     try:
-        return Claim(**json.loads(path.read_text()))
+        claim = Claim(**read_object(path, _MAX_CLAIM_BYTES))
     except (OSError, ValueError, TypeError):
         return None
+    told, example = astuple(claim), astuple(_EXAMPLE)
+    fits = all(type(one) is type(other) for one, other in zip(told, example, strict=True))
+    return claim if fits and all(text.isprintable() for text in told if isinstance(text, str)) else None
 
 
 def _last_beat_ns(path: Path) -> int | None:

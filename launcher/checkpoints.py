@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from blsp.checkpoint_folder import best_of, committed, damage, num_bytes, read_state, remove
+from blsp.checkpoint_folder import best_of, committed, damage, num_bytes, read_state, remove, step_of
 from cluster.owner import owned
 from launcher.errors import on_ctrl_c
 
@@ -31,7 +31,7 @@ def show(run: Path) -> None:
         except ValueError as error:
             problem = problem or str(error)
         size = f"{num_bytes(checkpoint) / 1e6:,.1f}"
-        table.add_row(str(_step(checkpoint)), saved, size, ranks, escape(problem or "all there, of the right sizes"))
+        table.add_row(str(step_of(checkpoint)), saved, size, ranks, escape(problem or "all there, of the right sizes"))
     Console().print(table)
 
 
@@ -71,7 +71,3 @@ def _all(run: Path) -> list[Path]:
     if not checkpoints:
         raise ValueError(f"{run}: no checkpoints here; give the run folder, as the recipe's `run` names it")
     return checkpoints
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))

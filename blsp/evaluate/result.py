@@ -9,6 +9,7 @@ from typing import Any
 
 from blsp.evaluate.scoring import Row
 from cluster.files import sync_folder, write_atomically
+from cluster.json_files import read_object
 
 FORMAT = 1
 
@@ -33,7 +34,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     path = folder / "result.json"
     if not path.exists():
         raise ValueError(f"{folder} holds no result.json, so no evaluation has finished there; run `blsp eval` first")
-    result: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    result = read_object(path)
     if result.get("format") != FORMAT:
         raise ValueError(f"{path} has format {result.get('format')!r}, this version reads {FORMAT}; evaluate again")
     return result

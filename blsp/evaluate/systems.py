@@ -6,7 +6,6 @@ dash. Text systems are asked once per distinct transcript: the same words always
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -24,6 +23,7 @@ from blsp.export import EXPORT_CONFIG, export_config
 from blsp.features import AudioWindow, log_mel
 from blsp.hf.convert import is_transformers_folder, load_model
 from blsp.model import SpeechLM
+from cluster.json_files import read_object
 from shards.audio import load_audio
 from shards.manifest import read_manifest
 from shards.pipeline.writers import Request, TransformersWriter, Writer, model_fingerprint
@@ -179,14 +179,14 @@ class SpeechSystem:
 def prompts_learnt(run: Path) -> list[str]:
     """The prompts under which a run, or an earlier one that it starts from, was trained; as far as exports exist."""
     if is_transformers_folder(run):
-        training = json.loads((run / EXPORT_CONFIG).read_text("utf-8")).get("training") or {}
+        training = read_object(run / EXPORT_CONFIG).get("training") or {}
         return sorted({prompt for stage in training.get("stages", []) for prompt in stage["stage"]["prompts"]})
     learnt: set[str] = set()
     config: Path | None = run / "export" / EXPORT_CONFIG
     seen: set[Path] = set()
     while config is not None and config not in seen and config.exists():
         seen.add(config)
-        exported = json.loads(config.read_text("utf-8"))
+        exported = export_config(config.parent)
         learnt.update(exported["stage"]["prompts"])
         earlier = exported["model"]["init"]
         config = earlier and Path(earlier) / "export" / EXPORT_CONFIG

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from transformers import AutoTokenizer
@@ -20,6 +18,7 @@ from blsp.model import SpeechLM
 from blsp.provenance import versions
 from blsp.wave_encoder import WaveEncoder
 from cluster.files import new_folder
+from cluster.json_files import read_object
 from shards.prompts import ChatTemplate
 from shards.sample import EMOTIONS
 
@@ -104,8 +103,7 @@ def is_transformers_folder(folder: Path) -> bool:
     path = folder / "config.json"
     if not path.is_file():
         return False
-    content: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return content.get("model_type") == BlspEmoConfig.model_type
+    return read_object(path).get("model_type") == BlspEmoConfig.model_type
 
 
 def load_model(folder: Path, device: torch.device | None = None) -> SpeechLM:

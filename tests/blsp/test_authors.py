@@ -232,7 +232,7 @@ def test_a_configuration_that_we_cannot_compute_names_its_field(
 
 
 @pytest.mark.parametrize(
-    ("text", "complaint"), [("{", "is not JSON"), ("[]", "not an object"), (None, "no config.json")]
+    ("text", "complaint"), [("{", "not JSON"), ("[]", "expected a JSON object"), (None, "no config.json")]
 )
 def test_a_folder_of_something_else_is_a_sentence(source: Path, text: str | None, complaint: str) -> None:
     (source / "config.json").unlink()
