@@ -6,16 +6,13 @@ of calls in every step: what is missing (W does not divide M, a micro-batch with
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import ctypes
-import functools
 import logging
 import os
 import signal
 import sys
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from shards.batches.augment import Augment
 from shards.batches.collate import FILLER_ID, Batch, Collator
+from shards.batches.loading import LOOK_EVERY_S, Loading
 from shards.batches.plan import Plan
 from shards.prompts import REPLAYED, TRAINED_UNDER
 from shards.sample import EMOTIONS
@@ -36,7 +34,8 @@ _log = logging.getLogger(__name__)
 
 # A run goes on without some of its clips, but not without many.
 _TOLERATED = 10
-_TOLERATED_SHARE = 0.001
+_TOLERATED_SHARE = 0.02
+_LISTED = 20
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
@@ -57,13 +56,6 @@ def _outlive_signals(worker: int) -> None:
     end with it."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-
-
-def _end_workers(loading: Callable[[], Any]) -> None:
-    """What torch does when `loading` is no longer needed, but does no more once Python is on its way out."""
-    shut_down = getattr(loading(), "_shutdown_workers", None)
-    if shut_down is not None:
-        shut_down()
 
 
 def _keep_memory() -> None:
@@ -112,38 +104,36 @@ class Reader:
 
         A clip that is not as it was written is logged and counts with weight 0. Raises ValueError when there are too
         many of them or an epoch cannot keep to the caps, and OSError when a store cannot be read in spite of its
-        retries.
+        retries or reader processes die or hang again and again.
         """
-        numbers = range(start_global_step, end_global_step)
-        options: dict[str, Any] = {}
         _keep_memory()
+        loading = Loading(lambda step: self._loader(range(step, end_global_step)))
+        losses = _Losses(self._shard_set.url)
+        try:
+            for step in range(start_global_step, end_global_step):
+                batches = [_batch(made) for made in loading.take(step, self.calls_per_step)]
+                for batch in batches:
+                    losses.count(batch)
+                yield step, batches
+        finally:
+            loading.close()  # its workers end now, and not with the last traceback that knows this frame
+
+    def _loader(self, steps: range) -> DataLoader[Any]:
+        options: dict[str, Any] = {}
         if self._num_workers:
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
             # Not spawn: it would copy everything the collator refers to, down to the model that counts speech tokens.
             options = {
                 "num_workers": self._num_workers, "multiprocessing_context": "fork", "prefetch_factor": 2,
-                "worker_init_fn": _outlive_signals,
+                "worker_init_fn": _outlive_signals, "timeout": LOOK_EVERY_S,
             }  # fmt: skip
-        loader = DataLoader(
+        return DataLoader(
             _Samples(self._shard_set, self._collator, self._augment, self._plan.seed),
             batch_size=None,
-            sampler=_Orders(self, numbers),
+            sampler=_Orders(self, steps),
             collate_fn=_unchanged,
             **options,
         )
-        made, losses = iter(loader), _Losses(self._shard_set.url)
-        # At exit Python sends workers a SIGTERM and waits until they end, but these do not hear it.
-        at_exit = functools.partial(_end_workers, weakref.ref(made))
-        atexit.register(at_exit)
-        try:
-            for step in numbers:
-                batches = [_batch(next(made)) for _ in range(self.calls_per_step)]
-                for batch in batches:
-                    losses.count(batch)
-                yield step, batches
-        finally:
-            atexit.unregister(at_exit)
-            del made  # its workers end now, and not with the last traceback that knows this frame
 
     def orders(self, global_step: int) -> list[_Order]:
         """What this rank has to make for a step."""
@@ -172,17 +162,20 @@ class _Losses:
     """Clips of this rank that are not as they were written: logged, counted, and too many are an error."""
 
     def __init__(self, url: str) -> None:
-        self._url, self._read, self._lost = url, 0, 0
+        self._url, self._read = url, 0
+        self._lost: list[str] = []
 
     def count(self, batch: Batch) -> None:
         self._read += sum(clip != FILLER_ID for clip in batch.ids) + len(batch.unreadable)
-        self._lost += len(batch.unreadable)
+        self._lost += batch.unreadable
         for message in batch.unreadable:
             _log.warning("%s; it counts with weight 0", message)
-        if self._lost > max(_TOLERATED, _TOLERATED_SHARE * self._read):
+        if len(self._lost) > max(_TOLERATED, _TOLERATED_SHARE * self._read):
+            which = list(dict.fromkeys(self._lost))
+            more = f"; and {len(which) - _LISTED} more" if len(which) > _LISTED else ""
             raise ValueError(
-                f"{self._url}: {self._lost} of the {self._read} clips that this rank has read are not as they were "
-                f"written, the last one {batch.unreadable[-1]}; see `blsp shard verify` and copy or make the set again"
+                f"{self._url}: {len(self._lost)} of the {self._read} clips that this rank has read are not as they were"
+                f" written: {'; '.join(which[:_LISTED])}{more}. See `blsp shard verify`, and copy or make the set again"
             )
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -14,6 +15,10 @@ from blsp import tracking
 from blsp.follow import follow
 from blsp.tracking import Tracker
 from cluster.owner import TakenOverError
+from tests.blsp.test_checkpoint import no_file_larger_than
+
+# TensorBoard's own thread raises what its disk says, after it has noted it.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
 
 def log(run: Path, start_step: int, steps: range, offset: float = 0.0) -> None:
@@ -110,32 +115,81 @@ def test_goodput_counts_the_steps_that_stayed_and_all_time_since_the_first_start
     assert [line["pace/goodput"] for line in lines(tmp_path)] == [8 / 10, 17 / 60]
 
 
-def test_a_folder_that_cannot_be_written_is_a_warning_and_no_more(tmp_path: Path) -> None:
+def test_a_tensorboard_folder_that_cannot_be_written_is_a_warning_and_the_log_is_written(tmp_path: Path) -> None:
     (tmp_path / "tensorboard").write_text("in the way")
     warnings: list[str] = []
     tracker = Tracker(tmp_path, 0, warnings.append)
-    for step in range(3):
+    for step in range(1, 4):
         tracker.log(step, {"loss": 1.0})
     tracker.close()
-    assert len(warnings) == 1
-    assert f"{tmp_path}: the log cannot be written (" in warnings[0]
-    assert "training goes on without it" in warnings[0]
+    (warning,) = warnings
+    assert f"{tmp_path}: TensorBoard's files cannot be written (" in warning
+    assert "log.jsonl has the figures" in warning
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
 
 
-def test_a_writer_that_dies_is_a_warning_and_no_more(tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_opened_is_a_warning_and_no_more(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").mkdir()
+    warnings: list[str] = []
+    tracker = Tracker(tmp_path, 0, warnings.append)
+    tracker.log(1, {"loss": 1.0})
+    tracker.close()
+    (warning,) = warnings
+    assert f"{tmp_path}: the log cannot be written (" in warning
+    assert "training goes on without it" in warning
+
+
+def test_pictures_that_cannot_be_written_are_a_warning_and_the_rest_is_written(tmp_path: Path) -> None:
     warnings: list[str] = []
     tracker = Tracker(tmp_path, 0, warnings.append)
 
     def break_down(writer: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    tracker.show(break_down)
-    for step in range(500):
-        tracker.log(step, {"loss": 1.0})
+    for step in range(1, 4):
+        tracker.show(break_down)
+        tracker.log(step, {"loss": float(step)})
     tracker.close()
-    assert [warning.split(": ", 1)[1] for warning in warnings] == [
-        "the log cannot be written ([Errno 28] No space left on device); training goes on without it"
-    ]
+    assert len(warnings) == 1
+    assert "TensorBoard's files cannot be written ([Errno 28] No space left on device)" in warnings[0]
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")][-1] == 3
+
+
+def wait_for(said: list[str]) -> None:
+    until_s = time.monotonic() + 10
+    while not said and time.monotonic() < until_s:
+        time.sleep(0.01)
+
+
+def test_lines_that_a_full_disk_did_not_take_are_written_when_it_has_room_and_none_is_torn(tmp_path: Path) -> None:
+    log(tmp_path, 0, range(1, 3))
+    warnings: list[str] = []
+    tracker = Tracker(tmp_path, 2, warnings.append)
+    with no_file_larger_than((tmp_path / "log.jsonl").stat().st_size + 20):
+        tracker.log(3, {"loss": 3.0, "lr_adapter": 0.5})
+        tracker.log(4, {"loss": 4.0, "lr_adapter": 0.5})
+        wait_for(warnings)
+    tracker.log(5, {"loss": 5.0, "lr_adapter": 0.5})
+    tracker.close()
+    assert "log.jsonl cannot be written ([Errno 27] File too large); its lines are kept and tried again" in warnings[0]
+    assert lines(tmp_path) == [{"step": step, "loss": float(step), "lr_adapter": 0.5} for step in range(1, 6)]
+
+
+def test_a_log_whose_folder_is_removed_begins_anew_in_the_new_one(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    tracker = Tracker(run, 0, still_owned=lambda: run.mkdir(exist_ok=True))
+    tracker.log(1, {"loss": 1.0})
+    until_s = time.monotonic() + 10
+    while not lines(run) and time.monotonic() < until_s:
+        time.sleep(0.01)
+    shutil.rmtree(run)
+    tracker.log(2, {"loss": 2.0})
+    tracker.close()
+    assert lines(run) == [{"step": 2, "loss": 2.0}]
 
 
 def test_a_disk_that_hangs_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -19,7 +20,7 @@ from shards.batches.augment import Augment
 from shards.batches.collate import FILLER_ID, Batch, Collator
 from shards.batches.mixture import Mixture
 from shards.batches.plan import Plan
-from shards.batches.reader import Reader
+from shards.batches.reader import Reader, _Losses
 from shards.pipeline.job import ShardJob, Summary
 from shards.prompts import ChatTemplate
 from shards.sample import EMOTIONS
@@ -366,7 +367,7 @@ def test_a_corrupt_sample_has_weight_0_and_one_line_in_the_log_of_the_rank_that_
     assert len({len(step) for rank in ranks for step in rank}) == 1
 
 
-def test_many_corrupt_samples_stop_the_run(shard_set: ShardSet, template: ChatTemplate) -> None:
+def test_many_corrupt_samples_stop_the_run_with_a_list(shard_set: ShardSet, template: ChatTemplate) -> None:
     tars = damage(shard_set, *range(10))
     (reader,) = readers(shard_set, template, 1)
     read(reader, 0, 5)
@@ -375,7 +376,20 @@ def test_many_corrupt_samples_stop_the_run(shard_set: ShardSet, template: ChatTe
         ValueError, match=r"out: 11 of the \d+ clips that this rank has read are not as they were"
     ) as stop:
         read(reader, 0, 5)
-    assert any(str(tar) in str(stop.value) for tar in tars)
+    listed = str(stop.value).partition("written: ")[2].partition(". See")[0].split("; ")
+    assert len(listed) == 11
+    assert {clip.partition(" row ")[0] for clip in listed} == {str(tar) for tar in tars}
+
+
+def test_one_clip_in_a_hundred_may_be_corrupt_and_three_may_not(shard_set: ShardSet, template: ChatTemplate) -> None:
+    (batch,) = read(readers(shard_set, template, 1, micro_batches=1, clips_per_step=23)[0], 0, 1)[0]
+    whole = replace(batch, ids=["a"] * 99, unreadable=[])
+    for corrupt in (1, 3):
+        losses = _Losses("out")
+        with pytest.raises(ValueError, match="12 of the 408 clips") if corrupt == 3 else nullcontext():
+            for number in range(30):
+                losses.count(whole)
+                losses.count(replace(batch, ids=[], unreadable=[f"{number}-{i}" for i in range(corrupt)]))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
