@@ -3,12 +3,13 @@
 The coordinator (`cluster.supervise`) starts it, here or through ssh or srun, and holds both ends of the talk: one JSON
 object per line, orders on stdin, reports on stdout. Nothing listens on a port.
 
-    {"do": "port", "address": A or null}         {"is": "port", "address": A, "port": N}: kept from others from now on
+    {"do": "port", "address": A or null, "towards": [names and addresses of other hosts]}
+                                                 {"is": "port", "address": A, "port": N}: kept from others from now on
     {"do": "start", "argv", "folder", "environment", "first_rank", "ranks", "world", "address", "port"}
     {"do": "signal", "number": N}                to every rank that lives
     {"do": "end"}                                at once, with what the ranks have started
     {"do": "ping", "within_s": S or null}        the next order comes within S seconds, or the coordinator is gone
-                                                 {"is": "up", "host", "process"}
+                                                 {"is": "up", "host", "process", "address"}
                                                  {"is": "alive", "ranks": {rank: last beat and its age_s}}, every second
                                                  {"is": "failure", "rank", ...} of `cluster.heartbeat.tell_failure`
                                                  {"is": "ended", "rank", "code", "beat"}, -9 for SIGKILL
@@ -34,8 +35,8 @@ from contextlib import suppress
 from typing import Any
 
 from cluster.heartbeat import FD
-from cluster.interface import choose_interface
-from cluster.ports import host_address, reserve_port
+from cluster.interface import choose_interface, connected_address, meeting_address
+from cluster.ports import reserve_port
 
 _SIGN_OF_LIFE_S = 1.0
 _PR_SET_PDEATHSIG = 1
@@ -136,7 +137,7 @@ class Agent:
 
     def run(self) -> int:
         """Returns when the coordinator has gone."""
-        self._report({"is": "up", "host": socket.gethostname(), "process": os.getpid()})
+        self._report({"is": "up", "host": socket.gethostname(), "process": os.getpid(), "address": connected_address()})
         next_s = time.monotonic()
         try:
             while time.monotonic() < self._until_s:
@@ -169,7 +170,7 @@ class Agent:
     def _do_port(self, order: dict[str, Any]) -> None:
         if self._port is not None:
             self._port.close()
-        address = order["address"] or host_address()
+        address = order["address"] or meeting_address(order["towards"])
         self._port = reserve_port(address)
         self._report({"is": "port", "address": address, "port": self._port.getsockname()[1]})
 

@@ -22,8 +22,8 @@ class Place:
     `command` is the whole argument list: ("ssh", ..., host, one quoted command line), ("srun", "-N1", "-n1", "-w",
     host, python, "-m", "cluster.agent"), or for this host what `here` says. Whatever it leads to must pass stdin,
     stdout and stderr on as they are. `environment` is what the ranks get beside the environment that the agent finds;
-    it goes through the pipe, never onto a command line. `address` is where the other hosts reach this one: needed of
-    the first place alone, and None lets the agent there say.
+    it goes through the pipe, never onto a command line. `address` is where the other hosts reach this one; of None the
+    agent there finds one that leads to the others.
     """
 
     name: str
@@ -46,6 +46,7 @@ class AgentLink:
         self.place = place
         self.heard_s = time.monotonic()
         self.is_up = False  # it has reported
+        self.address = ""  # by which we reach its host, as far as the agent knows
         self._unread, self._unsent = b"", b""
         output: list[int] = [os.dup(sys.stdout.fileno())] if place.is_here else []
         try:
@@ -83,11 +84,11 @@ class AgentLink:
         with suppress(BrokenPipeError):
             self._orders.close()
 
-    def close(self) -> int:
-        """Hang up and wait. Returns the exit code of the command."""
+    def close(self, *, at_once: bool = False) -> int:
+        """Hang up and wait, unless `at_once`. Returns the exit code of the command."""
         self.hang_up()
         try:
-            code = self._process.wait(_PATIENCE_S)
+            code = self._process.wait(0 if at_once else _PATIENCE_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()

@@ -6,6 +6,7 @@ import selectors
 import signal
 import socket
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from cluster.agent_link import AgentLink, Place
 from cluster.exit_codes import ExitCode
 from cluster.failure import RankState
+from cluster.owner import ATTEMPT, LAUNCH
 
 _PING_S = 1.0
 _AGENT_LEASE_S = 7.0  # a remote agent without orders ends its ranks, before
@@ -32,10 +34,11 @@ class Crew:
     def __init__(self, places: Sequence[Place]) -> None:
         self.places = places
         self.ranks: dict[int, RankState] = {}
-        self.lost: list[str] = []  # hosts whose agent has gone since the last `muster`
+        self.lost: list[str] = []  # hosts whose agent has gone since the last `call`
         self.signals: list[int] = []  # not yet acted upon
         self._links: dict[str, AgentLink] = {}
         self._meeting: dict[str, Any] | None = None  # where the ranks meet, told by the first agent
+        self._launch, self._attempt = uuid.uuid4().hex, 0
         self._next_ping_s = 0.0
         self._poll = selectors.DefaultSelector()
         self._woken, self._told = socket.socketpair()
@@ -57,34 +60,55 @@ class Crew:
         for end in (self._poll, self._woken, self._told):
             end.close()
 
-    def muster(self) -> str | None:
-        """Start the agents that are not there, and agree where the ranks meet. Returns what stands against it."""
+    def call(self) -> dict[str, str]:
+        """Start the agents that are not there and hear from all. Returns why a host does not answer, by its name."""
         self.ranks, self.lost, self._meeting = {}, [], None
         for place in self.places:
             if place.name not in self._links:
                 link = self._links[place.name] = AgentLink(place)
                 self._poll.register(link.reports, selectors.EVENT_READ, link)
-        first = self._links[self.places[0].name]
-        first.order("port", address="127.0.0.1" if len(self.places) == 1 else first.place.address)
-        self.wait(_UP_S, lambda: bool(self.lost or self.signals) or (self._meeting is not None and not self._silent()))
-        if self.lost:
-            return f"host {self.lost[0]} cannot be reached ({self._end_of(self.lost[0])})"
-        if self._silent():
-            return f"host {self._silent()[0]} cannot be reached (no sign of life in {_UP_S:.0f} s)"
-        return None
+        self.wait(_UP_S, lambda: bool(self.signals) or set(self._silent()) <= set(self.lost))
+        missing = {}
+        if not self.signals:
+            missing = {name: f"no sign of life in {_UP_S:.0f} s" for name in self._silent() if name not in self.lost}
+        for name in missing:
+            self._close(name)
+        missing |= {name: self._end_of(name) for name in self.lost}
+        self.lost = []
+        return missing
 
     def _silent(self) -> list[str]:
         return [name for name, link in self._links.items() if not link.is_up]
 
+    @property
+    def present(self) -> list[Place]:
+        """The hosts with an agent, in order: the first one is the master."""
+        return [place for place in self.places if place.name in self._links]
+
+    def meet(self) -> str | None:
+        """Agree where the ranks meet. Returns what stands against it."""
+        first, *others = self.present
+        towards = [place.name for place in others] + [self._links[place.name].address for place in others]
+        address = first.address if others else "127.0.0.1"
+        self._links[first.name].order("port", address=address, towards=towards)
+        self.wait(_UP_S, lambda: bool(self.lost or self.signals) or self._meeting is not None)
+        if self.lost:
+            return self.lost_sentence()
+        if self._meeting is None and not self.signals:
+            return f"host {first.name} has found no port in {_UP_S:.0f} s"
+        return None
+
     def start(self, argv: Sequence[str], folder: Path) -> None:
         """Start all ranks; those of one host have successive numbers."""
         assert self._meeting is not None
-        world, next_rank = sum(place.ranks for place in self.places), 0
-        for place in self.places:
+        self._attempt += 1
+        known = {LAUNCH: self._launch, ATTEMPT: str(self._attempt)}
+        world, next_rank = sum(place.ranks for place in self.present), 0
+        for place in self.present:
             for rank in range(next_rank, next_rank + place.ranks):
                 self.ranks[rank] = RankState(rank, place.name, heard_s=time.monotonic())
             self._links[place.name].order(
-                "start", argv=list(argv), folder=str(folder), environment=dict(place.environment),
+                "start", argv=list(argv), folder=str(folder), environment={**place.environment, **known},
                 first_rank=next_rank, ranks=place.ranks, world=world, **self._meeting,
             )  # fmt: skip
             next_rank += place.ranks
@@ -120,7 +144,7 @@ class Crew:
             return 0
         with suppress(KeyError):
             self._poll.unregister(link.reports)
-        return link.close()
+        return link.close(at_once=time.monotonic() - link.heard_s > _LOST_AFTER_S)
 
     def _order(self, do: str, **details: Any) -> None:
         for link in self._links.values():
@@ -154,7 +178,9 @@ class Crew:
             self._poll.unregister(link.reports)
             self.lost.append(link.place.name)
         for report in reports or ():
-            if report["is"] == "port":
+            if report["is"] == "up":
+                link.address = report["address"]
+            elif report["is"] == "port":
                 self._meeting = {"address": report["address"], "port": report["port"]}
             elif report["is"] == "alive":
                 for number, beat in report["ranks"].items():

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import fcntl
 import ipaddress
+import os
 import socket
 import struct
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 from contextlib import suppress
 
 _SIOCGIFADDR = 0x8915
@@ -41,6 +42,24 @@ def address_towards(host: str) -> str | None:
         if not ipaddress.ip_address(own).is_loopback:
             return own
     return None
+
+
+def connected_address() -> str:
+    """This host's address that ssh came to, for a process that ssh started; '' where it is the host's own business."""
+    words = os.environ.get("SSH_CONNECTION", "").split()
+    address = words[2] if len(words) == 4 else ""
+    return "" if address.startswith("127.") or ":" in address else address
+
+
+def meeting_address(others: Iterable[str]) -> str:
+    """Where `others` (names and addresses, the surest first) reach this host. Raises OSError when nothing tells."""
+    for other in others:
+        with suppress(OSError):
+            if other and (address := address_towards(other)):
+                return address
+    if address := connected_address():
+        return address
+    raise OSError(f"{socket.gethostname()}: no network leads from this host to the others; does it know their names?")
 
 
 def interface_of(address: str) -> str | None:

@@ -30,6 +30,8 @@ _LEASE_S = 30.0
 _FOLDER = ".owner"
 _MAX_CLAIM_BYTES = 2**16
 _MAX_DIGITS = 18  # of a claim's number
+# Set by a coordinator that starts a run again only when it knows that the ranks of its last attempt have ended.
+LAUNCH, ATTEMPT = "BLSP_LAUNCH", "BLSP_ATTEMPT"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Claim:
     restart: int
     token: str = ""  # tells two claims of one number apart
     ended: bool = False
+    launch: str = ""
+    attempt: int = 0
 
     def __str__(self) -> str:
         job = f", job {self.job}" if self.job else ""
@@ -138,7 +142,8 @@ def owned(folder: Path, announce: Callable[[str], object] = print) -> Iterator[O
             newest = _newest(claims)
             if newest is None or not _is_earlier_run(_read(newest), mine):
                 raise
-            announce(f"{folder}: still held by an earlier run of job {mine.job}, which writes no more from now on")
+            of = f"job {mine.job}" if mine.job else "this launch"
+            announce(f"{folder}: still held by an earlier run of {of}, which writes no more from now on")
         claims.mkdir(exist_ok=True)
         newest = _newest(claims)
         if newest is not None:
@@ -159,14 +164,19 @@ def _mine() -> Claim:
         process=os.getpid(),
         job=os.environ.get("SLURM_JOB_ID", ""),
         restart=int(os.environ.get("SLURM_RESTART_COUNT") or 0),
+        launch=os.environ.get(LAUNCH, ""),
+        attempt=int(os.environ.get(ATTEMPT) or 0),
         token=secrets.token_hex(8),
     )
 
 
 def _is_earlier_run(claim: Claim | None, mine: Claim) -> bool:
-    """Whether a scheduler has started the claim's job again since. Then that run has ended, or runs on out of the
-    scheduler's sight, on a host that does not answer; either way it is this one's turn."""
-    return claim is not None and claim.job != "" and claim.job == mine.job and claim.restart < mine.restart
+    """Whether a scheduler or a coordinator has started the claim's job again since. Then that run has ended, or runs on
+    out of sight, on a host that does not answer; either way it is this one's turn."""
+    if claim is None:
+        return False
+    requeued = claim.job != "" and claim.job == mine.job and claim.restart < mine.restart
+    return requeued or (claim.launch != "" and claim.launch == mine.launch and claim.attempt < mine.attempt)
 
 
 def _refuse_living(newest: Path, mine: Claim, announce: Callable[[str], object]) -> None:

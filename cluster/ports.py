@@ -1,10 +1,9 @@
 """TCP ports and addresses of this host: find a free port, keep one, or refuse one that is taken before a job hangs on
-it; and the address that others reach this host by."""
+it."""
 
 from __future__ import annotations
 
 import errno
-import os
 import socket
 
 
@@ -41,9 +40,3 @@ def refuse_taken_port(port: int, address: str = "") -> None:
                 raise
             why = "is taken by another process" if error.errno == errno.EADDRINUSE else "is not open to this user"
             raise ValueError(f"port {port} on this host {why}; is another run going on? Choose another port") from None
-
-
-def host_address() -> str:
-    """An address of this host that others reach: the one that ssh came to, or else that of its name."""
-    connection = os.environ.get("SSH_CONNECTION", "").split()
-    return connection[2] if len(connection) == 4 else socket.gethostbyname(socket.gethostname())

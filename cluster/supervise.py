@@ -28,6 +28,7 @@ _PATIENCE_S = 1.0
 _GRACE_S = 2.0  # for other ranks to tell what they met, after the first bad sign
 _STOP_GRACE_S = 20.0  # for the other ranks, after the first one has stopped
 _STACKS_S = 2.0  # for the ranks to write down where they are
+_CALL_AGAIN_S = 2.0  # a host that does not answer
 _TRIES = 3  # in a row without a newer checkpoint
 _STARTING = ("starting", "rendezvous", "loading")
 _ASIDE = ("validation", "checkpoint", "export")
@@ -48,12 +49,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds without a beat, by the kind of phase, after which a run hangs; and how often it is started again."""
+    """Seconds without a beat, by the kind of phase, after which a run hangs; how often it is started again; seconds for
+    which a host that was lost is waited for."""
 
     start_timeout_s: float
     hang_timeout_s: float
     aside_timeout_s: float
     restarts: int
+    host_timeout_s: float = 300
 
     def of(self, phase: str) -> float:
         """The limit of one phase."""
@@ -62,11 +65,15 @@ class Limits:
         return self.aside_timeout_s if phase in _ASIDE else self.hang_timeout_s
 
 
-def supervise(job: Job, places: Sequence[Place], limits: Limits) -> int:
-    """Runs `job` to its end over the hosts `places`, the first of which is the master. Returns the exit code."""
+def supervise(job: Job, places: Sequence[Place], limits: Limits, min_hosts: int | None = None) -> int:
+    """Runs `job` to its end over the hosts `places`, the first of which is the master. Returns the exit code.
+
+    When hosts do not answer, the others go on without them if they are `min_hosts` at least (None: all). A host that
+    does not answer in the beginning is not waited for.
+    """
     crew = Crew(places)
     try:
-        return _Coordinator(job, crew, limits).run()
+        return _Coordinator(job, crew, limits, len(places) if min_hosts is None else min_hosts).run()
     finally:
         crew.close()
 
@@ -76,8 +83,9 @@ def _say(sentence: str) -> None:
 
 
 class _Coordinator:
-    def __init__(self, job: Job, crew: Crew, limits: Limits) -> None:
-        self._job, self._crew, self._limits = job, crew, limits
+    def __init__(self, job: Job, crew: Crew, limits: Limits, min_hosts: int) -> None:
+        self._job, self._crew, self._limits, self._min_hosts = job, crew, limits, min_hosts
+        self._given_up: set[str] = set()  # hosts that are no longer waited for
         self._stop: int | None = None  # the signal that ends the run
         self._has_worked = False  # some rank has begun a step
         self._least: tuple[int, int, int] | None = None  # how far the last ranks are
@@ -105,6 +113,9 @@ class _Coordinator:
             return _GOES_ON
         if failure.is_final or (failure.is_own and not self._has_worked):
             return ""
+        if failure.is_own and failure.what == "host":
+            waited = f"waited {self._limits.host_timeout_s:.0f} s for it (supervision.host_timeout_s)"
+            return f"{waited}; the same command goes on when it is back"
         if tries >= _TRIES:
             return f"{tries} tries in a row ended without a newer checkpoint"
         if restarts >= self._limits.restarts:
@@ -131,11 +142,10 @@ class _Coordinator:
     def _attempt(self) -> int | Failure:
         """Start all ranks and wait for their end. Returns the exit code of a good end."""
         self._least = None
-        problem = self._crew.muster()
-        if problem is not None:
+        if (problem := self._gather()) is not None:
             self._ended = []
             self._crew.end_ranks()
-            return Failure("host", problem, problem.split()[1], is_own=True)
+            return problem
         if not self._crew.signals:
             self._crew.start(self._job.argv, self._job.folder)
         while (result := self._verdict()) is None:
@@ -143,6 +153,32 @@ class _Coordinator:
         self._ended = [replace(rank) for rank in self._crew.ranks.values()]
         self._crew.end_ranks()
         return result
+
+    def _gather(self) -> Failure | None:
+        """Have an agent on every host, or on enough of them, and a place to meet."""
+        patience_s, begun_s = self._limits.host_timeout_s if self._has_worked else 0.0, time.monotonic()
+        waits = False
+        while (missing := self._crew.call()) and not self._crew.signals:
+            if set(missing) <= self._given_up:
+                break
+            name = min(set(missing) - self._given_up)
+            sentence = f"host {name} cannot be reached ({missing[name]})"
+            left_s = begun_s + patience_s - time.monotonic()
+            if left_s <= 0:
+                hosts, there = len(self._crew.places), len(self._crew.present)
+                if there < self._min_hosts:
+                    return Failure("host", sentence, name, is_own=True)
+                _say(f"{sentence}; going on with {there} of {hosts} hosts")
+                self._given_up |= set(missing)
+                break
+            if not waits:
+                _say(f"{sentence}; waiting up to {patience_s:.0f} s for it")
+                waits = True
+            self._crew.wait(min(left_s, _CALL_AGAIN_S), lambda: bool(self._crew.signals))
+        self._given_up &= set(missing)
+        if self._crew.signals or (problem := self._crew.meet()) is None:
+            return None
+        return Failure("host", problem, problem.split()[1], is_own=not self._has_worked)
 
     def _verdict(self) -> int | Failure | None:
         """What became of the attempt, or None while it goes on."""

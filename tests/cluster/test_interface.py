@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from cluster.interface import choose_interface, interface_of
+from cluster.interface import choose_interface, interface_of, meeting_address
 from tests.testbed.hosts import Bed
 
 
@@ -16,6 +16,16 @@ def test_a_run_of_one_host_is_left_alone() -> None:
     assert environment == {}
     assert interface_of("127.0.0.1") == "lo"
     assert interface_of("203.0.113.1") is None
+
+
+def test_where_others_meet_is_an_address_that_leads_to_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no other host to reach, the one by which ssh came; never the loopback."""
+    nowhere = ["", "no-such-host.invalid", "127.0.0.1"]
+    monkeypatch.setenv("SSH_CONNECTION", "10.0.0.1 40000 10.0.0.2 22")
+    assert meeting_address(nowhere) == "10.0.0.2"
+    monkeypatch.setenv("SSH_CONNECTION", "127.0.0.1 40000 127.0.1.1 22")
+    with pytest.raises(OSError, match="no network leads from this host"):
+        meeting_address(nowhere)
 
 
 @pytest.mark.slow

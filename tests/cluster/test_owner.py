@@ -77,6 +77,24 @@ def test_a_dead_owner_elsewhere_is_taken_over_after_a_lease_and_can_write_no_mor
     assert [path.name for path in (tmp_path / ".owner").iterdir()] == ["000003.json"]
 
 
+def test_a_launch_that_starts_its_run_again_need_not_wait_and_another_launch_must(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BLSP_LAUNCH", "a")
+    monkeypatch.setenv("BLSP_ATTEMPT", "1")
+    with dead(tmp_path):
+        monkeypatch.setenv("BLSP_ATTEMPT", "2")
+        began_s = time.monotonic()
+        with owned(tmp_path):
+            assert time.monotonic() - began_s < LEASE_S
+    with dead(tmp_path):
+        monkeypatch.setenv("BLSP_LAUNCH", "b")
+        monkeypatch.setenv("BLSP_ATTEMPT", "3")
+        began_s = time.monotonic()
+        with owned(tmp_path, lambda said: None):
+            assert time.monotonic() - began_s >= LEASE_S
+
+
 def test_an_owner_that_only_slept_does_not_take_the_folder_back(tmp_path: Path) -> None:
     with dead(tmp_path) as first, owned(tmp_path, lambda said: None) as second:
         first._ended.clear()

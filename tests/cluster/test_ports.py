@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from cluster.ports import free_port, host_address, refuse_taken_port, reserve_port
+from cluster.ports import free_port, refuse_taken_port, reserve_port
 
 
 def test_a_free_port_is_accepted() -> None:
@@ -37,8 +37,3 @@ def test_a_reserved_port_is_given_to_nobody_and_a_server_can_listen_on_it() -> N
             assert server.getsockname()[1] == port
             with pytest.raises(ValueError, match="is taken"):
                 refuse_taken_port(port)
-
-
-def test_the_address_that_ssh_came_to_is_this_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SSH_CONNECTION", "10.0.0.1 40000 10.0.0.2 22")
-    assert host_address() == "10.0.0.2"

@@ -1,0 +1,82 @@
+"""What the coordinator does about hosts that do not answer; stand-in ranks, real agents."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cluster.agent_link import Place, here
+from cluster.supervise import Job, supervise
+from tests.cluster.standin import LIMITS, PRELUDE
+
+pytestmark = pytest.mark.slow
+# Each attempt leaves its number, rank and world. In the first one, host-1 goes when both ranks have begun.
+WORLDS = """
+beat("data", 1)
+names = "BLSP_ATTEMPT", "RANK", "WORLD_SIZE"
+with (run / "began").open("a") as file: file.write(" ".join(os.environ[name] for name in names) + "\\n")
+if not (run / "was-lost").exists():
+    while not (run / "0.began").exists() or not (run / "1.began").exists(): time.sleep(0.01)
+    if rank == 1:
+        (run / "was-lost").touch()
+        (run / "gone").touch()
+        os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(60)
+"""
+
+
+UNREACHABLE = '[ -e "$0" ] && exit 255; exec "$@"'
+UNREACHABLE_ONCE = '[ -e "$0" ] && { rm "$0"; exit 255; }; exec "$@"'
+SAYS = "blsp: host host-1 cannot be reached (sh ended with exit code 255)"
+
+
+def two_hosts(run: Path, code: str, host_timeout_s: float, min_hosts: int | None, ssh: str = UNREACHABLE) -> int:
+    """Exit code of a run over host-0 and host-1; the second cannot be reached while there is a file `gone`."""
+    agent = here("host-0", 1, {})
+    command = ("sh", "-c", ssh, str(run / "gone"), *agent.command)
+    places = [replace(agent, address="127.0.0.1"), Place("host-1", 1, command)]
+    job = Job((sys.executable, "-c", PRELUDE + code, str(run)), Path.cwd(), run, "", lambda: None)
+    return supervise(job, places, replace(LIMITS, host_timeout_s=host_timeout_s), min_hosts)
+
+
+def worlds(run: Path) -> list[str]:
+    """Attempt, rank and world of every rank there was."""
+    return sorted((run / "began").read_text().splitlines())
+
+
+def test_a_host_that_is_gone_for_good_ends_the_run_unless_fewer_will_do(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (alone := tmp_path / "alone").mkdir()
+    assert two_hosts(tmp_path, WORLDS, 1, None) == 4
+    lost, *waited = capfd.readouterr().err.splitlines()
+    assert lost.startswith("blsp: host host-1 is lost (its agent is gone). Starting again")
+    assert waited == [
+        f"{SAYS}; waiting up to 1 s for it",
+        f"{SAYS}; waited 1 s for it (supervision.host_timeout_s); the same command goes on when it is back",
+    ]
+    assert worlds(tmp_path) == ["1 0 2", "1 1 2"]
+    why = json.loads((tmp_path / "failure.json").read_text())
+    assert (why["what"], why["host"], why["restarted"]) == ("host", "host-1", False)
+
+    assert two_hosts(alone, WORLDS, 1, 1) == 0
+    assert worlds(alone) == ["1 0 2", "1 1 2", "2 0 1"]
+    assert f"{SAYS}; going on with 1 of 2 hosts\n" in capfd.readouterr().err
+
+
+def test_a_host_that_comes_back_in_time_takes_part_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert two_hosts(tmp_path, WORLDS, 60, 1, UNREACHABLE_ONCE) == 0
+    assert worlds(tmp_path) == ["1 0 2", "1 1 2", "2 0 2", "2 1 2"]
+    assert f"{SAYS}; waiting up to 60 s for it" in capfd.readouterr().err
+
+
+def test_a_host_that_never_answered_is_not_waited_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "gone").touch()
+    assert two_hosts(tmp_path, "beat('data', 1)", 60, None) == 1
+    assert capfd.readouterr().err == f"{SAYS}\n"
+    assert two_hosts(tmp_path, "beat('data', 1)", 60, 1) == 0
+    assert "going on with 1 of 2 hosts" in capfd.readouterr().err
