@@ -1,11 +1,15 @@
-"""Training over two hosts with DeepSpeed's own command, as the README types it."""
+"""Training over two hosts with DeepSpeed's own command, from the first key on, as docs/cluster.md has it typed."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,10 +17,9 @@ from transformers import PreTrainedTokenizerFast
 
 from cluster.ports import free_port
 from tests.launcher.tiny_recipe import losses, write_recipe
-from tests.testbed.hosts import CHECKOUT, Bed
+from tests.testbed.hosts import CHECKOUT, SEARCHED, Bed, ctrl_c
 
 pytestmark = pytest.mark.slow
-DEEPSPEED = Path(sys.executable).with_name("deepspeed")
 # Holds the run folder named on the command line, as the first rank of a training does, until it is told to end.
 OWNER = """
 import sys
@@ -47,28 +50,61 @@ def train_on_one_host(recipe: Path, ranks: int, override: str) -> None:
     assert [process.wait(300) for process in started] == [0] * ranks
 
 
-def test_deepspeeds_command_trains_over_two_hosts_as_on_one_and_goes_on(
+@pytest.fixture
+def fresh_ssh(bed: Bed) -> Iterator[None]:
+    """Nobody has used ssh yet: no keys, no known hosts."""
+    theirs = (bed.home / ".ssh").rename(bed.home / ".ssh-of-the-bed")
+    yield
+    shutil.rmtree(bed.home / ".ssh", ignore_errors=True)
+    theirs.rename(bed.home / ".ssh")
+
+
+def typed(document: str) -> list[str]:
+    """The command lines of a document, in order."""
+    text = (CHECKOUT / "docs" / document).read_text()
+    blocks = re.findall(r"^ *```\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
+    return [line.strip() for block in blocks for line in block.splitlines()]
+
+
+@pytest.mark.usefixtures("fresh_ssh")
+def test_what_the_page_says_takes_two_fresh_machines_to_a_training_run(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, bed: Bed
 ) -> None:
-    recipe, run = write_recipe(tmp_path, tokenizer), tmp_path / "run"
-    (tmp_path / "hostfile").write_text("node1 slots=1\nnode2 slots=1\n")
+    """Losses equal one host's, the same command goes on, and TensorBoard shows it where the person sits."""
+    run = tmp_path / "runs" / "stage1"
+    recipe = write_recipe(tmp_path, tokenizer, run="runs/stage1").rename(tmp_path / "stage1.yaml")
     train_on_one_host(recipe, 2, f"run={tmp_path / 'one-host'}")
     expected = losses(tmp_path / "one-host")
     assert len(expected) == 4
-    command = [str(DEEPSPEED), "--hostfile", str(tmp_path / "hostfile"), "--module", "launcher.train",
-               "--config", str(recipe)]  # fmt: skip
+    env = {"PATH": f"{Path(sys.executable).parent}:{SEARCHED}", "PYTHONPATH": str(CHECKOUT)}
+    *commands, board, tunnel = typed("cluster.md")
 
-    def train() -> str:
-        ended = bed.login.run(command)
-        assert ended.returncode == 0, ended.stdout + ended.stderr
-        assert losses(run) == expected
-        assert (run / "export" / "model.safetensors").is_file()
+    def type_in(line: str) -> str:
+        ended = bed.nodes[0].run(["bash", "-c", line], cwd=tmp_path, env=env)
+        assert ended.returncode == 0, (line, ended.stdout + ended.stderr)
         return ended.stdout
 
-    train()
+    said = [type_in(line) for line in commands]
+    assert "node2\n" in said
+    training = next(line for line in commands if line.startswith("deepspeed "))
+    assert losses(run) == expected
     shutil.rmtree(run / "checkpoints" / "step-000004")
     shutil.rmtree(run / "export")
-    assert f"going on from {run}/checkpoints/step-000002" in train()
+    assert "going on from runs/stage1/checkpoints/step-000002" in type_in(training)
+    assert losses(run) == expected
+    assert (run / "export" / "model.safetensors").is_file()
+
+    assert board.startswith("tensorboard ") and tunnel.startswith("ssh -N ")
+    serving = bed.nodes[0].start(["bash", "-c", f"exec {board}"], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL)
+    forwarding = bed.login.start(tunnel.split())
+    ask = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:6006/data/runs').read())"
+    until_s = time.monotonic() + 90
+    while "stage1" not in (answer := bed.login.run([sys.executable, "-c", ask])).stdout:
+        assert time.monotonic() < until_s, answer.stderr
+        time.sleep(0.5)
+    for server in (serving, forwarding):
+        ctrl_c(server, signal.SIGTERM)
+        server.wait(20)
 
 
 def test_a_second_run_on_another_host_is_refused_with_locks_and_without(

@@ -55,7 +55,7 @@ while :; do sleep infinity & wait $!; done
 """
 _SSHD = """\
 HostKey /run/bed/host_key
-AuthorizedKeysFile /run/bed/id.pub
+AuthorizedKeysFile /run/bed/id.pub .ssh/authorized_keys
 PidFile /run/bed/sshd.pid
 PermitRootLogin prohibit-password
 PasswordAuthentication no
@@ -221,6 +221,7 @@ class Bed:
 
     def __init__(self, folder: Path, nodes: int, private_tmp: bool) -> None:
         self.folder, self.private_tmp = folder, private_tmp
+        self.home = folder / "home"  # HOME, seen from the machine
         self.hosts = [Host(self, number) for number in range(nodes + 1)]
         self.login, *self.nodes = self.hosts
         self.ip = self.login.ip
@@ -245,9 +246,9 @@ class Bed:
 def hosts_up(folder: Path, nodes: int = 2, *, private_tmp: bool = False) -> Iterator[Bed]:
     """A bed whose keys and home are in `folder`; with `private_tmp` each node has a /tmp of its own."""
     _write_keys(folder / "keys", nodes)
-    (folder / "home" / ".ssh").mkdir(parents=True)
-    (folder / "home" / ".ssh" / "config").write_text(_SSH.format(net=NET))
     bed = Bed(folder, nodes, private_tmp)
+    (bed.home / ".ssh").mkdir(parents=True)
+    (bed.home / ".ssh" / "config").write_text(_SSH.format(net=NET))
     try:
         bed.mend()
         yield bed
