@@ -43,9 +43,9 @@ from blsp.checkpoint_folder import (
     temporary_name,
 )
 from blsp.snapshot import SnapshotEngine, load_names
-from blsp.weight_files import named_in_pickle
 from cluster.files import persistently, sync_folder, words, write_atomically
 from cluster.owner import TakenOverError
+from shards.foreign_models import named_in_pickle
 
 # What DeepSpeed's optimizer files hold besides tensors and plain values.
 torch.serialization.add_safe_globals([ZeroStageEnum, LossScaler, fragment_address])

@@ -21,6 +21,7 @@ from blsp.packing import PackedConv1d, attention_implementation, bounds
 from blsp.pretrained import load_whole
 from blsp.recipe import EncoderLoraSection
 from blsp.wave_encoder import WAVE_MODELS, WaveEncoder, load_wave_encoder, new_wave_model, wave_positions
+from shards.foreign_models import in_a_sentence
 
 
 class _EncoderOnly(WhisperEncoder):
@@ -33,7 +34,8 @@ def load_whisper_encoder(path: str, dtype: torch.dtype, device: torch.device) ->
 
     Raises ValueError when `path` holds another model, or not every weight of the encoder.
     """
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    with in_a_sentence(path, "model.encoder"):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     if not isinstance(config, WhisperConfig):
         raise ValueError(f"model.encoder: {path} is a {config.model_type} model, not a Whisper, a WavLM or a HuBERT")
     encoder: Any = load_whole(
@@ -134,7 +136,8 @@ def load_encoder(path: str, window: AudioWindow, dtype: torch.dtype, device: tor
 
     Raises ValueError when `path` holds another model or not every weight, or when its encoder knows no such window.
     """
-    model_type = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
+    with in_a_sentence(path, "model.encoder"):
+        model_type = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
     if model_type not in WAVE_MODELS:
         return SpeechEncoder(load_whisper_encoder(path, dtype, device), window)
     if window.spec != "exact":

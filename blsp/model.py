@@ -29,6 +29,7 @@ from blsp.recipe import ModelSection, StageSection
 from blsp.section import Section
 from blsp.weight_files import load_tensors
 from shards.batches.collate import Batch
+from shards.foreign_models import in_a_sentence
 from shards.prompts import ChatTemplate
 from shards.sample import EMOTIONS
 
@@ -114,7 +115,7 @@ class SpeechLM(Answering):
     ) -> SpeechLM:
         """A model from pretrained parts, and from the earlier stage's export when `config.init` names one. An `llm`
         that was read already may be in shares; then `scale` is `embedding_scale` of the whole."""
-        template = _load_template(config.llm, config.revision)
+        template = load_template(config.llm, config.revision)
         llm = load_llm(config, device) if llm is None else llm
         encoder = load_encoder(config.encoder, AudioWindow(config.audio_window), getattr(torch, config.dtype), device)
         model = cls(config, llm, encoder, template, scale)
@@ -311,8 +312,8 @@ def load_llm(config: ModelSection, device: torch.device) -> PreTrainedModel:
             AutoModelForCausalLM, config.llm, "model.llm", revision=config.revision, dtype=dtype,
             trust_remote_code=False, attn_implementation=attention, device_map={"": device},
         )  # fmt: skip
-    except KeyError as error:  # Falcon looks it up in a table of its own
-        if error.args != (attention,):
+    except ValueError as error:  # Falcon looks it up in a table of its own
+        if not isinstance(error.__cause__, KeyError) or error.__cause__.args != (attention,):
             raise
         raise ValueError(
             f"model.llm: {config.llm} attends by code of its own, through which clips of one batch would change each "
@@ -341,12 +342,14 @@ def _refuse_deaf_layers(llm: PreTrainedModel, num_told: int) -> None:
         )
 
 
-def _load_template(llm: str, revision: str | None) -> ChatTemplate | None:
+def load_template(llm: str, revision: str | None) -> ChatTemplate | None:
     """None for a folder without a tokenizer: a model from there can still be given token ids."""
     folder = Path(llm)
     if folder.is_dir() and not any((folder / name).exists() for name in _TOKENIZER_FILES):
         return None
-    return ChatTemplate(AutoTokenizer.from_pretrained(llm, revision=revision, trust_remote_code=False))
+    with in_a_sentence(llm, "model.llm"):
+        tokenizer = AutoTokenizer.from_pretrained(llm, revision=revision, trust_remote_code=False)
+    return ChatTemplate(tokenizer)
 
 
 def embedding_scale(embeddings: Tensor) -> float:

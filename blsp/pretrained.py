@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from shards.foreign_models import in_a_sentence, refuse_kernels
+
 _NAMED_PROBLEMS = 4  # of each kind
 
 
@@ -17,7 +19,9 @@ def load_whole(
     encoder. Raises ValueError, beginning with `field`, that names each tensor that is missing, unexpected or of
     another shape.
     """
-    model, report = loader.from_pretrained(path, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    with in_a_sentence(path, field):
+        refuse_kernels(path, options.get("revision"), field)
+        model, report = loader.from_pretrained(path, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     refuse_unaccounted(report, path, field, spare=spare, others=others)
     return model
 

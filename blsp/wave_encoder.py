@@ -27,6 +27,7 @@ from blsp.features import AudioWindow
 from blsp.packing import attention_implementation, bounds, pad_packed
 from blsp.pretrained import load_whole
 from shards.audio import SAMPLE_RATE
+from shards.foreign_models import in_a_sentence
 
 WAVE_MODELS: dict[str, type[HubertModel] | type[WavLMModel]] = {"hubert": HubertModel, "wavlm": WavLMModel}
 
@@ -41,9 +42,10 @@ def load_wave_encoder(path: str, dtype: torch.dtype, device: torch.device) -> tu
 
     Raises ValueError when a weight is missing, or when its own settings ask for what cannot be kept here.
     """
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     try:
-        extractor = Wav2Vec2FeatureExtractor.from_pretrained(path)
+        with in_a_sentence(path, "model.encoder"):
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+            extractor = Wav2Vec2FeatureExtractor.from_pretrained(path)
     except OSError as error:
         raise ValueError(
             f"model.encoder: {path} has no preprocessor_config.json, which says whether samples are normalised; save "

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cluster.json_files import read_object
+from shards.foreign_models import named_in_pickle
 
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _MAX_HEADER_BYTES = 16 * 2**20  # of 100,000 tensors; safetensors itself takes 100 MB, half a minute and 2 GB for it
@@ -129,9 +130,3 @@ def _torch_file(path: Path) -> dict[str, StoredTensor]:
         if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout is not torch.strided:
             raise ValueError(f"{path}: holds a {type(value).__name__} under {name!r}; only tensors by name are read")
     return {name: StoredTensor(path, tuple(value.shape), value.dtype, value.detach) for name, value in content.items()}
-
-
-def named_in_pickle(error: UnpicklingError) -> str:
-    """What torch's refusal was about, in words; its own message tells how to run the file all the same."""
-    name = re.search(r"GLOBAL (\S+)", str(error))
-    return f"names {name[1]}" if name else "holds more than tensors and plain values"

@@ -70,6 +70,7 @@ REPLAYED = "continue"
 _TODAY = time.strptime("2024-07-26", "%Y-%m-%d")
 
 _SLOT = "\u241fspeech\u241f"
+_MAX_TEMPLATE, _MAX_RENDERED = 2**18, 2**20  # characters; the longest templates of chat LLMs have some 20,000
 
 
 class ChatTemplate:
@@ -86,6 +87,8 @@ class ChatTemplate:
             )
         if tokenizer.eos_token_id is None:
             raise ValueError(f"{tokenizer.name_or_path}: the tokenizer names no end-of-turn (eos) token")
+        if len(str(tokenizer.chat_template)) > _MAX_TEMPLATE:
+            raise ValueError(f"{tokenizer.name_or_path}: its chat template has more than {_MAX_TEMPLATE:,} characters")
         self.tokenizer = tokenizer
         self._around: dict[tuple[str, str | None, int], list[list[int]]] = {}
         behind = self._behind_an_answer()
@@ -129,7 +132,14 @@ class ChatTemplate:
             )  # fmt: skip
         except TemplateError:
             return None
+        except (ArithmeticError, LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+            why = str(error)[:200] or type(error).__name__
+            raise ValueError(f"{self.tokenizer.name_or_path}: its chat template fails ({why})") from error
         assert isinstance(rendered, str)
+        if len(rendered) > _MAX_RENDERED:
+            raise ValueError(
+                f"{self.tokenizer.name_or_path}: its chat template makes {len(rendered):,} characters of a short turn"
+            )
         return rendered
 
     def around(self, prompt: str, emotion: str | None = None, num_earlier: int = 0) -> list[list[int]]:

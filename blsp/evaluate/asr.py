@@ -12,6 +12,7 @@ from transformers import AutoConfig, WhisperConfig, WhisperForConditionalGenerat
 
 from blsp.standins import WordRecogniser
 from shards.audio import SAMPLE_RATE
+from shards.foreign_models import in_a_sentence, refuse_kernels
 from shards.pipeline.writers import named_in_errors
 
 
@@ -25,7 +26,8 @@ def open_recogniser(path: str) -> Recogniser:
     """The recogniser in a folder or behind a hub id, chosen by what is there. Raises ValueError when there is none."""
     if WordRecogniser.is_in(Path(path)):
         return WordRecogniser.load(Path(path))
-    with named_in_errors(path):
+    with named_in_errors(path), in_a_sentence(path, "asr"):
+        refuse_kernels(path, None, "asr")
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     if not isinstance(config, WhisperConfig):
         raise ValueError(f"asr: {path} is a {config.model_type} model, not a Whisper")
@@ -42,8 +44,9 @@ class WhisperRecogniser:
         on_gpu = torch.cuda.is_available()
         self._device = torch.device("cuda" if on_gpu else "cpu")
         self._dtype = torch.bfloat16 if on_gpu else torch.float32
-        self._processor: Any = WhisperProcessor.from_pretrained(path)
-        model: Any = WhisperForConditionalGeneration.from_pretrained(path, dtype=self._dtype)
+        with in_a_sentence(path, "asr"):
+            self._processor: Any = WhisperProcessor.from_pretrained(path)
+            model: Any = WhisperForConditionalGeneration.from_pretrained(path, dtype=self._dtype)
         self._model: Any = model.to(self._device).eval()
 
     @torch.inference_mode()

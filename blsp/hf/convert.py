@@ -19,6 +19,7 @@ from blsp.provenance import versions
 from blsp.wave_encoder import WaveEncoder
 from cluster.files import new_folder
 from cluster.json_files import read_object
+from shards.foreign_models import in_a_sentence, refuse_kernels
 from shards.prompts import ChatTemplate
 from shards.sample import EMOTIONS
 
@@ -111,9 +112,12 @@ def load_model(folder: Path, device: torch.device | None = None) -> SpeechLM:
     if not is_transformers_folder(folder):
         return SpeechLM.load(folder, device)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    hf = BlspEmoForConditionalGeneration.from_pretrained(folder, device_map={"": device})
+    with in_a_sentence(str(folder), "the model"):
+        refuse_kernels(str(folder), None, "the model")
+        hf = BlspEmoForConditionalGeneration.from_pretrained(folder, device_map={"": device})
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     model: SpeechLM = hf.eval().speech
-    model.use_template(ChatTemplate(AutoTokenizer.from_pretrained(folder, trust_remote_code=False)))
+    model.use_template(ChatTemplate(tokenizer))
     training = hf.config.training or {}
     model.exported_parts = {"adapter"} | ({"classifier"} if hf.config.emotions else set())
     model.history, model.frozen = training.get("stages", []), training.get("frozen", {})

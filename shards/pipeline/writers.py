@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.foreign_models import in_a_sentence, refuse_kernels
 from shards.prompts import PROMPTS, ChatTemplate
 from shards.sample import Continuation, Message
 from shards.sets.teacher import TeacherSpec
@@ -137,13 +138,15 @@ class TransformersWriter:
 
         on_gpu = torch.cuda.is_available()
         self._device = torch.device("cuda" if on_gpu else "cpu")
-        with named_in_errors(llm_path):
+        with named_in_errors(llm_path), in_a_sentence(llm_path, "writer.llm"):
+            refuse_kernels(llm_path, revision, "writer.llm")
             tokenizer = AutoTokenizer.from_pretrained(llm_path, revision=revision, trust_remote_code=False)
         self.template = ChatTemplate(tokenizer)
         dtype = torch.bfloat16 if on_gpu else torch.float32
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            llm_path, revision=revision, dtype=dtype, trust_remote_code=False
-        )
+        with in_a_sentence(llm_path, "writer.llm"):
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                llm_path, revision=revision, dtype=dtype, trust_remote_code=False
+            )
         self._model: Any = model.to(self._device)
         # Not the model's own file: it may ask for sampling or a repetition penalty.
         self._model.generation_config = GenerationConfig(
