@@ -8,49 +8,51 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
-from types import FrameType
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from blsp import zero
+from blsp.bad_step import record
 from blsp.checkpoint_folder import TrainingState
 from blsp.export import write_export
 from blsp.frozen import gathered
-from blsp.norms import gradient_norms, update_ratios, whole_norm
+from blsp.norms import gradient_norms, update_ratios
 from blsp.recipe import TrainRecipe
 from blsp.run import OnStep, Run, join, prepare
 from blsp.scalars import grouped, means, means_by_corpus
 from blsp.schedule import learning_rate_factor
 from blsp.together import together
+from cluster.exit_codes import ExitCode
 from cluster.owner import Owner, owned
+from cluster.stop import Stopped, stop_signals
 from shards.batches.collate import Batch
 
 
-class Interrupted(KeyboardInterrupt):
+class Interrupted(Stopped):
     """The run was told to stop; its state is saved and the same command goes on from there."""
 
 
 def train(recipe: TrainRecipe, on_step: OnStep = lambda done, total, note: None) -> None:
     """Train one stage as `recipe` says, from its newest valid checkpoint if there is one; every rank calls it.
 
-    Raises ValueError for what the user can mend, FloatingPointError when a loss is not finite, Interrupted after a
-    stop signal (the state is saved first).
+    Raises ValueError for what the user can mend, BadStepError when a loss or gradient is not finite, Interrupted
+    after a stop signal (the state is saved first), Stopped after a second one or one before the first step.
     """
     zero.prepare_environment()
-    device = join()
     with ExitStack() as stack:
+        signals = stack.enter_context(stop_signals())
+        device = join()
         owner: list[Owner] = []  # on rank 0
         together(lambda: owner.append(stack.enter_context(owned(recipe.run))))
         run = prepare(recipe, device, on_step, owner[0] if owner else None)
-        with _signals(run):
+        with signals.noted():
+            run.stop_asked = lambda: signals.asked
             try:
                 fit(run)
             except FloatingPointError:  # on all ranks
@@ -60,8 +62,8 @@ def train(recipe: TrainRecipe, on_step: OnStep = lambda done, total, note: None)
             finally:
                 if run.tracker is not None:
                     run.tracker.close()
-        export(run)
-        dist.barrier()
+            export(run)
+            dist.barrier()
     run.engine.destroy()
     dist.destroy_process_group()
 
@@ -70,20 +72,21 @@ def fit(run: Run) -> None:
     """The loop: load, forward and backward, agree, step, log, save, stop."""
     end = run.step if _is_over(run) else run.total_steps
     for step, batches in run.meter.steps(run.reader.steps(run.step, end)):
-        losses = by_corpus(run, batches, [backward(run, step, index, batch) for index, batch in enumerate(batches)])
+        tables = [backward(run, step, index, batch) for index, batch in enumerate(batches)]
         run.meter.reached()
-        agreed, stop = _agree(run, losses)
-        _refuse_non_finite(run, step, agreed, batches)
+        agreed, stop = _agree(run, by_corpus(run, batches, tables))
         set_rates(run)
         log = _is_due(run, run.recipe.engine.log_every_steps, step + 1)
         norms = gradient_norms(run.engine, run.groups) if log else {}
-        run.engine.step()
-        run.step, run.sums = step + 1, run.sums + agreed
-        _refuse_non_finite_gradient(run)
+        fault = take(run, agreed)
+        if fault:
+            record(run, step + 1, fault, batches, tables)
         run.meter.finished(batches)
         if log:
-            _log(run, norms)
+            _log(run, {} if fault else norms)
         improved = _validate(run)
+        if improved is not None:
+            stop = max(stop, _asked_meanwhile(run))
         last = run.step == run.total_steps or _is_over(run)
         if _is_due(run, run.recipe.engine.checkpoint_every_steps, run.step) or improved or last or stop:
             with run.meter.aside("checkpoint"):
@@ -92,7 +95,8 @@ def fit(run: Run) -> None:
             run.saver.finish()
         if stop and not last:
             where = f"saved at step {run.step} of {run.total_steps}; the same command goes on from there"
-            raise Interrupted(f"stopped by {signal.Signals(stop).name}: {where}")
+            code = ExitCode.CTRL_C if stop == signal.SIGINT else ExitCode.STOPPED
+            raise Interrupted(f"stopped by {signal.Signals(stop).name}: {where}", code)
         if last:
             break
 
@@ -110,6 +114,17 @@ def backward(run: Run, step: int, index: int, batch: Batch) -> Tensor:
     if index + 1 < accumulation:
         run.engine.step()
     return table
+
+
+def take(run: Run, agreed: Tensor) -> str:
+    """The optimizer's step, with the sums of the losses over all ranks; or what forbids it, and then nothing moves but
+    the place in the plan and in the schedule."""
+    loss = means(run.recipe.stage, agreed.sum(0))["loss"]
+    fault = run.guard.step(loss, finite=bool(torch.isfinite(agreed).all()))
+    run.step += 1
+    if not fault:
+        run.sums = run.sums + agreed
+    return fault
 
 
 def by_corpus(run: Run, batches: list[Batch], tables: list[Tensor]) -> Tensor:
@@ -130,31 +145,13 @@ def _agree(run: Run, losses: Tensor) -> tuple[Tensor, int]:
     The one exchange of a step beside DeepSpeed's, so it also says how far a checkpoint in flight is.
     """
     told = torch.zeros(2, dist.get_world_size(), dtype=torch.float64)
-    told[:, dist.get_rank()] = torch.tensor([run.signal_here, run.saver.report()])
+    told[:, dist.get_rank()] = torch.tensor([run.stop_asked(), run.saver.report()])
     vector = torch.cat([losses.flatten(), told.flatten().to(run.device)])
     dist.all_reduce(vector)
     vector = vector.cpu()
     signals, reports = vector[losses.numel() :].long().view_as(told).tolist()
     run.saver.hear(reports)
     return vector[: losses.numel()].view_as(losses), max(signals)
-
-
-def _refuse_non_finite(run: Run, step: int, agreed: Tensor, batches: list[Batch]) -> None:
-    if not torch.isfinite(agreed).all():
-        ids = ", ".join(clip for batch in batches for clip in batch.ids[:4])
-        raise FloatingPointError(
-            f"step {step + 1}: the loss is not finite; no weight was changed in this step. Clips on this rank begin "
-            f"with {ids}. Lower optim.lr or look at the clips; the checkpoint in {run.checkpoints} is from before"
-        )
-
-
-def _refuse_non_finite_gradient(run: Run) -> None:
-    norm = run.engine.get_global_grad_norm()
-    if norm is not None and not math.isfinite(norm):
-        raise FloatingPointError(
-            f"step {run.step}: the gradient is not finite, though the loss was, and the weights are lost. The "
-            f"checkpoints in {run.checkpoints} are from before; lower optim.lr and start again from there"
-        )
 
 
 def _is_due(run: Run, every_steps: int, step: int) -> bool:
@@ -170,23 +167,38 @@ def set_rates(run: Run) -> None:
 
 
 def _log(run: Run, norms: dict[str, float]) -> None:
-    stage = run.recipe.stage
-    scalars = means(stage, run.sums.sum(0)) | means_by_corpus(stage, run.sums, run.corpus_names)
-    scalars["grad_norm"] = whole_norm(run.engine, norms)
+    """One line about the steps since the last one; without `norms` the newest of them was not taken."""
+    stage, scalars, note = run.recipe.stage, dict[str, float](), ""
+    if run.sums.any():
+        scalars |= means(stage, run.sums.sum(0)) | means_by_corpus(stage, run.sums, run.corpus_names)
+        note = f"loss {scalars['loss']:.3f}"
     for group in run.engine.optimizer.param_groups:
         scalars[f"lr_{group['name']}"] = group["lr"]
-    scalars |= norms | update_ratios(run.engine, run.groups, run.step) | run.meter.scalars()
+    if norms:
+        scalars |= {"grad_norm": run.guard.norm} | norms
+        scalars |= update_ratios(run.engine, run.groups, run.step - run.guard.in_all)
+    if run.guard.in_all:
+        scalars["skipped_steps"] = run.guard.in_all
+    scalars |= run.meter.scalars()
     if run.tracker is not None:
         run.tracker.log(run.step, scalars)
-        run.on_step(run.step, run.total_steps, f"loss {scalars['loss']:.3f}")
+        run.on_step(run.step, run.total_steps, note)
     run.sums = torch.zeros_like(run.sums)
 
 
-def _validate(run: Run) -> bool:
-    """Measure the held-out clips when it is time to; whether they were never understood better. Every rank calls it."""
+def _asked_meanwhile(run: Run) -> int:
+    """The signal that some rank got up to now, or 0; the same on all ranks."""
+    asked = torch.tensor(run.stop_asked(), device=run.device)
+    dist.all_reduce(asked, dist.ReduceOp.MAX)
+    return int(asked)
+
+
+def _validate(run: Run) -> bool | None:
+    """Measure the held-out clips when it is time to; whether they were never understood better. None when it is not
+    time. Every rank calls it."""
     validation = run.validation
     if validation is None or not _is_due(run, validation.section.every_steps, run.step):
-        return False
+        return None
     with run.meter.aside("validation"):
         measured = validation(run.engine, run.stage.model, run.recipe.stage, run.device)
     first = run.best is None
@@ -219,6 +231,7 @@ def save(run: Run) -> None:
             saved_at_s=time.time(),
             best=best,
             data=data,
+            guard=run.guard.state(),
         )
     )
 
@@ -239,18 +252,3 @@ def export(run: Run) -> None:
             run.recipe.run / "export", weights, model=run.recipe.model, parts=parts, stage=run.recipe.stage,
             frozen=model.frozen, history=model.history, corpora=run.corpora, steps=run.step, dataset_id=run.dataset_id,
         )  # fmt: skip
-
-
-@contextmanager
-def _signals(run: Run) -> Iterator[None]:
-    """SIGINT and SIGTERM on any rank: all ranks save at the end of the same step and stop."""
-
-    def note(number: int, frame: FrameType | None) -> None:
-        run.signal_here = number
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

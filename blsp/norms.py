@@ -32,13 +32,6 @@ def gradient_norms(engine: Any, groups: dict[str, list[nn.Parameter]]) -> dict[s
     return {f"grad_norm/{name}": math.sqrt(value) for name, value in zip(groups, sums.tolist(), strict=True)}
 
 
-def whole_norm(engine: Any, norms: dict[str, float]) -> float:
-    """Of all groups' gradients together, after the step: DeepSpeed's own figure, or without ZeRO, where it has none,
-    that of `gradient_norms`."""
-    norm = engine.get_global_grad_norm()
-    return float(norm) if norm else math.sqrt(sum(value * value for value in norms.values()))
-
-
 def update_ratios(engine: Any, groups: dict[str, list[nn.Parameter]], step: int) -> dict[str, float]:
     """`update_ratio/GROUP`: the norm of what optimizer step `step` (from 1) changed, divided by that of the weights.
     Every rank calls it, right after the step.

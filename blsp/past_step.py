@@ -4,7 +4,6 @@ gradient's norm; beside what the log says."""
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,17 +15,15 @@ from torch import Tensor
 
 from blsp import elastic, zero
 from blsp.checkpoint_folder import checkpoint_name, committed, damage, read_state
-from blsp.engine import backward, by_corpus, set_rates
-from blsp.losses import COLUMNS
-from blsp.norms import gradient_norms, whole_norm
-from blsp.recipe import TrainRecipe, recipe_of
+from blsp.engine import backward, by_corpus, set_rates, take
+from blsp.heard import write_clips
+from blsp.recipe import recipe_of
 from blsp.run import OnStep, Run, join, prepare
 from blsp.scalars import means
 from blsp.tracking import read_log
 from cluster.files import write_atomically
 from cluster.json_files import read_object
-from shards.audio import SAMPLE_RATE, encode_flac
-from shards.batches.collate import FILLER_ID, Batch
+from shards.batches.collate import Batch
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,8 @@ def replay_step(run: Path, step: int, out: Path, on_step: OnStep = lambda done, 
         prepared.engine.destroy()
     dist.destroy_process_group()
     since = "the beginning" if checkpoint is None else checkpoint.name
-    result = PastStep(step, since, loss, norm, logged, _write_clips(out, recipe, tables, batches))
+    numbered = [(number, batch, table) for number, (batch, table) in enumerate(zip(batches, tables, strict=True))]
+    result = PastStep(step, since, loss, norm, logged, write_clips(out, recipe.stage, numbered))
     write_atomically(out / "step.json", json.dumps(asdict(result), indent=1).encode())
     return result
 
@@ -86,13 +84,12 @@ def _run_to(run: Run, step: int, first: int) -> tuple[float, float, list[Tensor]
     for at, batches in run.reader.steps(run.step, step):
         tables = [backward(run, at, index, batch) for index, batch in enumerate(batches)]
         set_rates(run)
-        norms = gradient_norms(run.engine, run.groups) if at + 1 == step else {}
-        run.engine.step()
-        run.step = at + 1
+        summed = by_corpus(run, batches, tables).cpu()
+        fault = take(run, summed)
         run.on_step(run.step, step, "")
-        if at >= first:
-            sums += by_corpus(run, batches, tables).cpu()
-    return means(run.recipe.stage, sums.sum(0))["loss"], whole_norm(run.engine, norms), tables, batches
+        if at >= first and not fault:
+            sums += summed
+    return means(run.recipe.stage, sums.sum(0))["loss"], run.guard.norm, tables, batches
 
 
 def _logged(run: Path, step: int) -> dict[str, float]:
@@ -112,28 +109,3 @@ def _before(checkpoints: Path, step: int) -> Path | None:
             assert read_state(checkpoint).step <= step
             return checkpoint
     return None
-
-
-def _write_clips(out: Path, recipe: TrainRecipe, tables: list[Tensor], batches: list[Batch]) -> list[dict[str, Any]]:
-    """What the model heard, as FLAC, and each clip's losses; the dearest first."""
-    out.mkdir(parents=True, exist_ok=True)
-    clips = []
-    for number, (batch, table) in enumerate(zip(batches, tables, strict=True)):
-        waveforms, last = batch.waveform.split(batch.num_samples.tolist()), batch.last_clip.tolist()
-        for place, (name, row) in enumerate(zip(batch.ids, table.cpu(), strict=True)):
-            if name == FILLER_ID:
-                continue
-            stem = f"{number:03d}-{place:02d}-{re.sub(r'[^A-Za-z0-9._-]+', '_', name)[-80:]}"
-            turns = waveforms[last[place - 1] + 1 if place else 0 : last[place] + 1]
-            files = [*(f"{stem}-turn{turn}.flac" for turn in range(len(turns) - 1)), f"{stem}.flac"]
-            for file, waveform in zip(files, turns, strict=True):
-                (out / file).write_bytes(encode_flac(waveform.numpy()))
-            sums = dict(zip(COLUMNS, row.tolist(), strict=True))
-            clips.append(
-                {
-                    "id": name, "corpus": batch.corpora[place], "micro_batch": number, "files": files,
-                    "seconds": sum(map(len, turns)) / SAMPLE_RATE, "num_tokens": int(sums["num_rows"]),
-                    **means(recipe.stage, row),
-                }
-            )  # fmt: skip
-    return sorted(clips, key=lambda clip: -clip["loss"])

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, NonNegativeInt, PositiveFloat, PositiveInt, Tag, ValidationError
 
 from blsp.data_section import DataSection, ValidationSection
+from blsp.engine_section import EngineSection
 from blsp.section import FilePath, Listed, Location, NonEmpty, Pair, Problem, Section, Text
 from blsp.slurm_section import SlurmSection
 from shards.prompts import SAME_PROMPT
@@ -182,44 +183,6 @@ class OptimSection(Section):
             )
         if not all(0 <= beta < 1 for beta in self.betas):
             yield ("betas",), f"{list(self.betas)} must both be at least 0 and below 1"
-
-
-# Keys of the generated DeepSpeed JSON that follow from the recipe, and the field that decides them.
-_DECIDED_BY = {
-    "train_batch_size": "data.clips_per_step",
-    "train_micro_batch_size_per_gpu": "data.micro_batches",
-    "gradient_accumulation_steps": "data.micro_batches",
-    "gradient_clipping": "optim.clip_norm",
-    "optimizer": "optim",
-    "scheduler": "optim.schedule",
-    "bf16": "model.dtype",
-    "fp16": "model.dtype",
-}
-
-
-class EngineSection(Section):
-    zero_stage: int = Field(3, ge=0, le=3, description="DeepSpeed ZeRO stage")
-    frozen: Literal["auto", "resident", "partitioned"] = Field(
-        "auto",
-        description="frozen weights: whole on every rank, or cut by ZeRO-3; auto: resident if a card holds them",
-    )
-    gradient_checkpointing: Listed[Literal["encoder", "llm"]] = Field(
-        (), description="parts that recompute activations in the backward pass to save memory"
-    )
-    checkpoint_every_steps: PositiveInt = Field(description="a checkpoint is also written at the end")
-    keep_checkpoints: PositiveInt = Field(2, description="newest checkpoints that are kept")
-    log_every_steps: PositiveInt = Field(10, description="how often a line goes to log.jsonl and TensorBoard")
-    deepspeed: dict[str, Any] = Field({}, description="keys merged into the generated DeepSpeed JSON")
-
-    def problems(self) -> Iterator[Problem]:
-        for key, field in _DECIDED_BY.items():
-            if key in self.deepspeed:
-                yield ("deepspeed", key), f"follows from {field}; set that instead"
-        if self.frozen == "partitioned" and self.zero_stage < 3:
-            yield ("frozen",), f"only ZeRO-3 cuts weights, not zero_stage = {self.zero_stage}; set it to 3, or resident"
-        zero = self.deepspeed.get("zero_optimization", {})
-        if isinstance(zero, dict) and "stage" in zero:
-            yield ("deepspeed", "zero_optimization", "stage"), "follows from engine.zero_stage; set that instead"
 
 
 class TrainRecipe(Section):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from blsp import checkpoint, checkpoint_folder, elastic, frozen, zero
 from blsp.data_section import DataSection
 from blsp.flops import Flops
+from blsp.guard import Guard
 from blsp.handover import begin
 from blsp.head import Head
 from blsp.losses import COLUMNS, Losses
@@ -102,10 +103,11 @@ class Run:
     on_step: OnStep
     saver: checkpoint.Saver
     meter: Meter
+    guard: Guard
     validation: Validation | None = None
     tracker: Tracker | None = None
     step: int = 0
-    signal_here: int = 0  # set by the handler at any time; only what all ranks agreed on is acted upon
+    stop_asked: Callable[[], int] = lambda: 0  # a signal, at any time; only what all ranks agreed on is acted upon
     best: Best | None = None
     sums: Tensor = field(init=False)  # [C, K], over the steps since the last line of the log
 
@@ -190,7 +192,7 @@ def prepare(recipe: TrainRecipe, device: torch.device, on_step: OnStep, owner: O
     corpora = [{"corpus": name, "licence": licence, "clips": clips} for name, licence, clips in shard_set.licences]
     run = Run(
         recipe, engine, stage, reader, plan, device, shard_set.dataset_id, corpora, shard_set.all_corpora, total,
-        on_step, saver, meter, validation,
+        on_step, saver, meter, Guard(recipe.engine, engine, optimizer), validation,
     )  # fmt: skip
     _resume(run)
     together(saver.still_owned)  # to prepare takes minutes
@@ -330,9 +332,10 @@ def _resume(run: Run) -> None:
     run.step = state.step
     try:
         run.best = None if state.best is None else Best(**state.best)
+        run.guard.restore(state.guard)
         if state.sums:
             run.sums = torch.tensor(state.sums, dtype=torch.float64).view_as(run.sums)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, LookupError, RuntimeError) as error:
         raise ValueError(f"{newest}: is not what such a run writes of itself ({error})") from None
     if dist.get_rank() == 0:
         print(f"going on from {newest}", flush=True)

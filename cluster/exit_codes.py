@@ -14,7 +14,8 @@ class ExitCode(IntEnum):
     NOT_FINITE = 3  # a loss or gradient was not finite, and the recipe says to stop then
     GIVEN_UP = 4  # the restarts are used up, or several in a row brought no newer checkpoint
     STOPPED = 75  # by SIGTERM or SIGUSR1, with everything saved: a scheduler may start the same command again
-    CTRL_C = 130  # the same by hand
+    CTRL_C = 130  # the same by hand; a second Ctrl-C ends it at once
+    AT_ONCE = 143  # by a second signal, or by one before the first step: what was saved before stays as it is
 
 
 # A rank that ends so has ended well, or would end the same way again; with any other code a restart may help.

@@ -15,6 +15,10 @@ from launcher.quiet import silence_libraries
 _SHOWN = 12
 
 
+def _loss(loss: float | None) -> str:
+    return "not finite" if loss is None else f"{loss:.4f}"
+
+
 def replay(run: Path, step: int, out: Path | None) -> None:
     """Runs one past step again and says what was in it."""
     os.environ.update(start.environment(processes=1))
@@ -26,7 +30,7 @@ def replay(run: Path, step: int, out: Path | None) -> None:
         past = replay_step(run, step, out, lambda done, total, note: progress.update("steps again", done, step, note))
     table = Table("clip", "micro-batch", "seconds", "loss", box=None, header_style="bold")
     for clip in past.clips[:_SHOWN]:
-        table.add_row(clip["id"], str(clip["micro_batch"]), f"{clip['seconds']:.1f}", f"{clip['loss']:.4f}")
+        table.add_row(clip["id"], str(clip["micro_batch"]), f"{clip['seconds']:.1f}", _loss(clip["loss"]))
     Console().print(table)
     logged = past.logged
     print(f"step {step}, reached from {past.since}: loss {past.loss:.6g}, gradient norm {past.grad_norm:.6g}")

@@ -1,8 +1,8 @@
 """What a person sees when something goes wrong: one sentence, and an exit code that scripts can tell apart.
 
-2: the input is wrong (ValueError). 1: the machine refused (OSError) or a number left its range (FloatingPointError).
-130: stopped with Ctrl-C. Anything else is a bug of ours and keeps its traceback. What files of others say is repeated
-without control characters, which a terminal would obey.
+2: the input is wrong (ValueError). 1: the machine refused (OSError). 3: a number left its range (FloatingPointError).
+130: stopped with Ctrl-C; 75 and 143: by another signal. Anything else is a bug of ours and keeps its traceback. What
+files of others say is repeated without control characters, which a terminal would obey.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from cluster.exit_codes import ExitCode
+from cluster.stop import Stopped
 
 _CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # all but the end of a line
 
@@ -26,6 +29,8 @@ def on_ctrl_c(sentence: str) -> Iterator[None]:
     """Says `sentence` when the block is stopped with Ctrl-C, unless what was stopped has a better one."""
     try:
         yield
+    except Stopped:
+        raise
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(str(stop) or sentence) from None
 
@@ -36,7 +41,7 @@ def exit_code_of(action: Callable[[], int | None], *, debug: bool, name: str = "
         return action() or 0
     except KeyboardInterrupt as stop:
         print(f"{name}: {str(stop) or 'stopped'}", file=sys.stderr)
-        return 130
+        return stop.exit_code if isinstance(stop, Stopped) else ExitCode.CTRL_C
     except BrokenPipeError:
         # The reader of a pipe (`| head`) has left; without this Python complains again while it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -47,7 +52,13 @@ def exit_code_of(action: Callable[[], int | None], *, debug: bool, name: str = "
         sentence = _CONTROL.sub(lambda found: repr(found[0])[1:-1], _sentence(error))
         # Several errors are several lines that each begin with their file.
         print(sentence if "\n" in sentence else f"{name}: {sentence}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
+        return _code(error)
+
+
+def _code(error: Exception) -> ExitCode:
+    if isinstance(error, ValueError):
+        return ExitCode.WRONG_INPUT
+    return ExitCode.NOT_FINITE if isinstance(error, FloatingPointError) else ExitCode.REFUSED
 
 
 def _sentence(error: Exception) -> str:

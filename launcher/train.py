@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from cluster.exit_codes import ExitCode
+from cluster.stop import Stopped, stop_signals
 from launcher.errors import GOES_ON, exit_code_of, on_ctrl_c
 from launcher.progress import Progress
 from launcher.quiet import silence_libraries
@@ -28,7 +30,8 @@ def main() -> int:
     rank = os.environ.get("RANK", "0")
 
     def action() -> None:
-        with _one_voice(first=os.environ.get("LOCAL_RANK", "0") == "0"), on_ctrl_c(f"stopped; {GOES_ON}"):
+        first = os.environ.get("LOCAL_RANK", "0") == "0"
+        with stop_signals(process_ends=True), _one_voice(first=first), on_ctrl_c(f"stopped; {GOES_ON}"):
             _train(arguments.config, arguments.overrides)
 
     return exit_code_of(action, debug=arguments.debug, name="blsp" if rank == "0" else f"blsp, rank {rank}")
@@ -40,9 +43,9 @@ def _one_voice(first: bool) -> Iterator[None]:
     others. One that is still there after a while has an error of its own."""
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if not first:
-            sys.exit(130)
+            sys.exit(stop.exit_code if isinstance(stop, Stopped) else ExitCode.CTRL_C)
         raise
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         if not first:

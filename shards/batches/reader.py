@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import logging
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from cluster.stop import outlive_signals
 from shards.batches.augment import Augment
 from shards.batches.collate import FILLER_ID, Batch, Collator
 from shards.batches.loading import LOOK_EVERY_S, Loading
@@ -49,13 +49,6 @@ class _Order:
     epoch: int
     step_response_tokens: int
     step_labelled: int
-
-
-def _outlive_signals(worker: int) -> None:
-    """A launcher that stops a run tells every process of it. The rank still needs its readers until it has saved; they
-    end with it."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _keep_memory() -> None:
@@ -125,7 +118,7 @@ class Reader:
             # Not spawn: it would copy everything the collator refers to, down to the model that counts speech tokens.
             options = {
                 "num_workers": self._num_workers, "multiprocessing_context": "fork", "prefetch_factor": 2,
-                "worker_init_fn": _outlive_signals, "timeout": LOOK_EVERY_S,
+                "worker_init_fn": lambda worker: outlive_signals(), "timeout": LOOK_EVERY_S,
             }  # fmt: skip
         return DataLoader(
             _Samples(self._shard_set, self._collator, self._augment, self._plan.seed),

@@ -62,15 +62,16 @@ def log_of(world: World, name: str, validation: bool) -> list[Json]:
 
 @pytest.fixture(scope="module")
 def runs(world: World) -> list[Json]:
-    """Two ranks: with validation. One rank: a run without, with validation, and that again but stopped in step 3 and
-    gone on with; one that learns nothing, twice; one whose held-out clips are those it learns; past steps again."""
+    """Two ranks: with validation. One rank: a run without, with validation, and that again but stopped in the first
+    one and gone on with; one that learns nothing, twice; one whose held-out clips are those it learns; past steps
+    again."""
     plain = world.recipe("plain")
     sparse = {**plain["engine"], "log_every_steps": 3, "keep_checkpoints": 2}
     early = validated(world, "early", lr=1e-30, every_steps=1, patience=2)
     stopped = validated(world, "stopped")
     jobs = [
         job(plain), job({**plain, "run": str(world.root / "plain_3"), "engine": sparse}),
-        job(validated(world, "validated")), job(stopped, stop_in_step=3), job(stopped), job(early), job(early),
+        job(validated(world, "validated")), job(stopped, stop_in_step=2), job(stopped), job(early), job(early),
         job(validated(world, "leak", shards=world.shared["data"]["shards"])),
         *(job(one_step(world, zero_stage, f"zero_{zero_stage}")) for zero_stage in range(4)),
     ]  # fmt: skip
@@ -100,6 +101,7 @@ def test_a_run_that_is_measured_learns_bit_for_bit_the_same(world: World, runs: 
 @pytest.mark.slow
 def test_a_stopped_run_has_the_same_figures_and_the_same_best(world: World, runs: list[Json]) -> None:
     assert (runs[3]["error"], runs[4]["error"]) == ("Interrupted", None)
+    assert f"stopped by SIGTERM: saved at step {EVERY} of 6" in runs[3]["message"]
     assert world.log("stopped") == world.log("validated")
     states = [read_state(committed(world.root / name / "checkpoints")[-1]) for name in ("stopped", "validated")]
     assert states[0].best == states[1].best
@@ -190,7 +192,7 @@ def test_the_pace_is_logged_and_adds_up(world: World) -> None:
         assert sum(line["pace/validation_s"] > 0 for line in lines) == 2  # the one at the end comes after the last line
         assert len((world.root / name / "launches.jsonl").read_text().splitlines()) == 1
     launches = (world.root / "stopped" / "launches.jsonl").read_text().splitlines()
-    assert [json.loads(launch)["step"] for launch in launches] == [0, 4]
+    assert [json.loads(launch)["step"] for launch in launches] == [0, EVERY]
 
 
 @pytest.mark.slow

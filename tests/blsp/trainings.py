@@ -1,25 +1,28 @@
 """One rank that runs several trainings in one process: `python -m tests.blsp.trainings JOBS.json RESULTS.jsonl`.
 
 A job is {"recipe": {...}, "stop_in_step": int or null, "rival_in_step": int or null, "break_in": [step, micro-batch] or
-null, "plant": [path, file] or null}; a result is {"error": name or null, "message": str, "random": the state of every
-generator, hashed}. `stop_in_step` sends this process a SIGTERM while rank 0 reports that step: after the ranks have
-agreed about it. In `rival_in_step` another host claims the run folder. `break_in` ends the training as a crash would in
-the middle of a step. `plant` first puts code that would make that path into a file of the newest checkpoint. What each
-rank heard in each step, fillers aside, is left in the run folder, in heard-<ranks>-<rank>.jsonl. A job
-{"replay": [run, step, folder]} runs a past step again.
+null, "plant": [path, file] or null, "spoil": [[step, rank, what], ...]}; a result is {"error": name or null,
+"message": str, "random": the state of every generator, hashed}. `stop_in_step` sends this process a SIGTERM while rank
+0 reports that step: after the ranks have agreed about it. In `rival_in_step` another host claims the run folder.
+`break_in` ends the training as a crash would in the middle of a step. `plant` first puts code that would make that path
+into a file of the newest checkpoint. `spoil` makes a rank's share of a step (from 1) bad: its "loss" is NaN, or only
+its "gradient", or they leap a thousandfold ("loss leaps", "gradient leaps"). What each rank heard in each step,
+fillers aside, is left in the run folder, in heard-<ranks>-<rank>.jsonl. A job {"replay": [run, step, folder]} runs a
+past step again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import pickle
 import random
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,11 +31,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from blsp import engine
+from blsp import engine, guard
 from blsp.checkpoint_folder import file_hash
 from blsp.engine import train
 from blsp.past_step import replay_step
 from blsp.recipe import TrainRecipe
+from blsp.run import Stage
 from shards.batches.collate import Batch
 from shards.batches.reader import Reader
 
@@ -71,6 +75,34 @@ def breaking(step: int, micro_batch: int) -> AbstractContextManager[object]:
         return backward(run, at, index, batch)
 
     return mock.patch.object(engine, "backward", break_off)
+
+
+@contextmanager
+def spoiling(spoils: list[tuple[int, int, str]]) -> Iterator[None]:
+    """The model itself says so, in the first micro-batch of the step."""
+    backward, forward = engine.backward, Stage.forward
+    found: list[str] = []
+
+    def noted(run: Any, at: int, index: int, batch: Any) -> Any:
+        if index == 0:
+            found[:] = [what for step, rank, what in spoils if (step, rank) == (at + 1, dist.get_rank())]
+        return backward(run, at, index, batch)
+
+    def spoiled(stage: Stage, *given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        total, table = forward(stage, *given)
+        what = found.pop() if found and torch.is_grad_enabled() else ""
+        if what.startswith("loss"):
+            table = table.clone()
+            table[0] *= 1000 if "leaps" in what else math.nan
+        if what.startswith("gradient") or what == "loss":
+            total = total * (1000 if "leaps" in what else math.nan)
+        return total, table
+
+    with (
+        mock.patch.object(engine, "backward", noted), mock.patch.object(Stage, "forward", spoiled),
+        mock.patch.object(guard, "_FEWEST", 4),
+    ):  # fmt: skip
+        yield
 
 
 def generators() -> str:
@@ -117,6 +149,7 @@ def run(job: dict[str, Any]) -> dict[str, str | None]:
         with (
             mock.patch.object(Reader, "steps", heard),
             breaking(*job["break_in"]) if job["break_in"] else nullcontext(),
+            spoiling(job["spoil"]) if job["spoil"] else nullcontext(),
         ):
             train(TrainRecipe.model_validate(job["recipe"]), on_step)
     except (ValueError, FloatingPointError, KeyboardInterrupt) as error:

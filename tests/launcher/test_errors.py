@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
+from cluster.exit_codes import ExitCode
+from cluster.stop import Stopped
 from launcher.errors import exit_code_of
 
 
@@ -28,9 +30,10 @@ def raising(error: BaseException) -> Callable[[], int]:
         (OSError("some/llm is not on the hub"), 1, "blsp: some/llm is not on the hub\n"),
         (OSError(errno.ENOSPC, "No space left on device", "/data/x"), 1,
          "blsp: /data/x: no space left on the disk; free some and run the same command again\n"),
-        (FloatingPointError("the loss of step 7 is nan"), 1, "blsp: the loss of step 7 is nan\n"),
+        (FloatingPointError("the loss of step 7 is nan"), 3, "blsp: the loss of step 7 is nan\n"),
         (KeyboardInterrupt(), 130, "blsp: stopped\n"),
         (KeyboardInterrupt("saved at step 7"), 130, "blsp: saved at step 7\n"),
+        (Stopped("saved at step 7", ExitCode.STOPPED), 75, "blsp: saved at step 7\n"),
     ],
 )  # fmt: skip
 def test_an_error_is_a_sentence(error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
