@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -77,13 +77,16 @@ def receipts(folder: Path, world_size: int) -> dict[str, dict[str, Any]]:
     return manifest
 
 
-def newest_valid(folder: Path, complain: Callable[[str], object] = print) -> Path | None:
-    """The newest checkpoint whose files are all as its manifest says; a damaged one is named and passed over.
+def newest_valid(folder: Path, complain: Callable[[str], object] = print, refused: Container[Path] = ()) -> Path | None:
+    """The newest checkpoint whose files are all as its manifest says, but none of `refused`; a damaged one is named and
+    passed over.
 
     Raises ValueError when there are checkpoints and all are damaged: to begin anew is for the user to decide.
     """
     candidates = committed(folder)
     for candidate in reversed(candidates):
+        if candidate in refused:
+            continue
         problem = damage(candidate)
         if problem is None:
             return candidate

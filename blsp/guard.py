@@ -79,10 +79,10 @@ class Guard:
         return {"in_a_row": self.in_a_row, "in_all": self.in_all, "taken": list(self._taken)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
+        """Go on from `state`. Raises LookupError, TypeError or ValueError when it is none."""
         if state:
-            self.in_a_row, self.in_all = state["in_a_row"], state["in_all"]
-            self._taken.extend(state["taken"])
+            self.in_a_row, self.in_all = int(state["in_a_row"]), int(state["in_all"])
+            self._taken.extend([float(loss), float(norm)] for loss, norm in state["taken"])
 
     def _is_held(self) -> bool:
         if self._fault is None and not math.isfinite(self.norm):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 # Where DeepSpeed's optimizers below ZeRO 3 keep the weights of each group: one tensor, or a list of them.
 _MASTERS = ("single_partition_of_fp32_groups", "fp32_groups_flat_partition", "fp32_groups_flat", "fp32_groups")
-_State = tuple[Tensor, Tensor, Tensor]  # weights and AdamW's two moments, of the same shape
+State = tuple[Tensor, Tensor, Tensor]  # weights and AdamW's two moments, of the same shape
 
 
 def gradient_norms(engine: Any, groups: dict[str, list[nn.Parameter]]) -> dict[str, float]:
@@ -42,7 +42,7 @@ def update_ratios(engine: Any, groups: dict[str, list[nn.Parameter]], step: int)
     settings = {group["name"]: group for group in engine.optimizer.param_groups}
     sums = torch.zeros(2, len(groups), dtype=torch.float64, device=engine.device)
     for place, (name, group) in enumerate(groups.items()):
-        for state in _states(engine, place, group):
+        for state in states(engine, place, group):
             sums[0, place] += _squares([_moved(state, settings[name], step)], engine.device)
             sums[1, place] += _squares([state[0]], engine.device)
     dist.all_reduce(sums)  # where every rank has the whole, both grow alike
@@ -54,7 +54,33 @@ def update_ratios(engine: Any, groups: dict[str, list[nn.Parameter]], step: int)
     }
 
 
-def _moved(state: _State, group: dict[str, Any], step: int) -> Tensor:
+def states(engine: Any, place: int, group: list[nn.Parameter]) -> Iterator[State]:
+    """What this rank holds of the group that is the `place`-th: parameter by parameter, or all of them as one; nothing
+    of what has never been learnt."""
+    optimizer = engine.optimizer
+    if hasattr(group[0], "ds_id"):
+        for parameter in group:
+            moments = [safe_get_local_optimizer_state(parameter, key) for key in ("exp_avg", "exp_avg_sq")]
+            weights, mean, square = (
+                _used(held, parameter) for held in (safe_get_local_fp32_param(parameter), *moments)
+            )
+            yield weights, mean, square
+        return
+    masters = next((getattr(optimizer, name)[place] for name in _MASTERS if hasattr(optimizer, name)), group)
+    kept = optimizer.state if masters is group else optimizer.optimizer.state
+    for weights in [masters] if isinstance(masters, Tensor) else masters:
+        state = kept.get(weights, {})  # not by [], which would add one
+        if "exp_avg" in state:
+            yield weights.detach(), state["exp_avg"], state["exp_avg_sq"]
+
+
+def _used(share: Tensor, parameter: Any) -> Tensor:
+    """Without the end of the last rank's share under ZeRO 3, which is whatever was in that memory."""
+    first = dist.get_rank() * parameter.ds_tensor.ds_numel
+    return share.flatten()[: max(0, parameter.ds_numel - first)]
+
+
+def _moved(state: State, group: dict[str, Any], step: int) -> Tensor:
     weights, mean, square = state
     beta_1, beta_2 = group["betas"]
     root = (square / (1 - beta_2**step)).sqrt_().add_(group["eps"])
@@ -69,22 +95,6 @@ def _gradients(group: list[nn.Parameter]) -> Iterator[Tensor]:
         gradient = safe_get_local_grad(parameter) if hasattr(parameter, "ds_id") else safe_get_full_grad(parameter)
         if gradient is not None:
             yield gradient
-
-
-def _states(engine: Any, place: int, group: list[nn.Parameter]) -> Iterator[_State]:
-    """What this rank holds of a group: parameter by parameter, or all of them as one."""
-    optimizer = engine.optimizer
-    if hasattr(group[0], "ds_id"):
-        for parameter in group:
-            mean, square = (safe_get_local_optimizer_state(parameter, key) for key in ("exp_avg", "exp_avg_sq"))
-            yield safe_get_local_fp32_param(parameter), mean, square
-        return
-    masters = next((getattr(optimizer, name)[place] for name in _MASTERS if hasattr(optimizer, name)), group)
-    states = optimizer.state if masters is group else optimizer.optimizer.state
-    for weights in [masters] if isinstance(masters, Tensor) else masters:
-        state = states.get(weights, {})  # not by [], which would add one
-        if "exp_avg" in state:
-            yield weights.detach(), state["exp_avg"], state["exp_avg_sq"]
 
 
 def _squares(tensors: Iterable[Tensor], device: torch.device) -> Tensor:

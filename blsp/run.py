@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from blsp import checkpoint, checkpoint_folder, elastic, frozen, zero
 from blsp.data_section import DataSection
+from blsp.finite import not_finite
 from blsp.flops import Flops
 from blsp.guard import Guard
 from blsp.handover import begin
@@ -307,11 +308,37 @@ def _checkpoint_activations(model: SpeechLM, which: tuple[str, ...]) -> None:
 
 
 def _resume(run: Run) -> None:
-    """Go on from the newest valid checkpoint: rank 0 chooses, all load."""
-    newest = together(lambda: checkpoint_folder.newest_valid(run.checkpoints))
-    if newest is None:
-        return
-    state = checkpoint_folder.read_state(newest)
+    """Go on from the newest valid checkpoint: rank 0 chooses, all load. One whose numbers are not finite is passed over
+    as if it were damaged."""
+    refused: list[Path] = []
+    while newest := together(lambda: checkpoint_folder.newest_valid(run.checkpoints, refused=refused)):
+        state = checkpoint_folder.read_state(newest)
+        _refuse_others(run, newest, state)
+        _load(run, newest, state)
+        problem = not_finite(run.engine, run.groups)
+        if dist.get_rank() == 0:
+            print(
+                f"{newest} is damaged ({problem}) and passed over" if problem else f"going on from {newest}", flush=True
+            )
+        if not problem:
+            _take_place(run, newest, state)
+            return
+        refused.append(newest)
+
+
+def _take_place(run: Run, newest: Path, state: checkpoint_folder.TrainingState) -> None:
+    run.step = state.step
+    try:
+        run.best = None if state.best is None else Best(**state.best)
+        run.guard.restore(state.guard)
+        if state.sums:
+            run.sums = torch.tensor(state.sums, dtype=torch.float64).view_as(run.sums)
+    except (TypeError, ValueError, LookupError, RuntimeError) as error:
+        raise ValueError(f"{newest}: is not what such a run writes of itself ({error})") from None
+
+
+def _refuse_others(run: Run, newest: Path, state: checkpoint_folder.TrainingState) -> None:
+    """Raises ValueError when the checkpoint is of another recipe, other weights or other data."""
     refuse_other_weights(state.frozen, run.frozen, str(newest))
     # Read as a recipe of today: a field that came later has its default on both sides.
     before, now = recipe_of(state.recipe, newest).model_dump(), run.recipe.model_dump()
@@ -328,17 +355,6 @@ def _resume(run: Run) -> None:
     if changes or state.plan_hash != run.plan.hash:
         what = "; ".join(changes) or f"the shard set {', '.join(run.recipe.data.shards)}"
         raise ValueError(f"{newest} belongs to another recipe ({what}); undo the change or choose another run folder")
-    _load(run, newest, state)
-    run.step = state.step
-    try:
-        run.best = None if state.best is None else Best(**state.best)
-        run.guard.restore(state.guard)
-        if state.sums:
-            run.sums = torch.tensor(state.sums, dtype=torch.float64).view_as(run.sums)
-    except (TypeError, ValueError, LookupError, RuntimeError) as error:
-        raise ValueError(f"{newest}: is not what such a run writes of itself ({error})") from None
-    if dist.get_rank() == 0:
-        print(f"going on from {newest}", flush=True)
 
 
 def _load(run: Run, newest: Path, state: checkpoint_folder.TrainingState) -> None:

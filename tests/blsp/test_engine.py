@@ -114,11 +114,12 @@ def job(
     break_in: tuple[int, int] | None = None,
     plant: tuple[str, str] | None = None,
     spoil: Sequence[tuple[int, int, str]] = (),
+    poison: bool = False,
 ) -> dict[str, Any]:
     """One training, as `tests.blsp.trainings` reads it."""
     return {
         "recipe": recipe, "stop_in_step": stop_in_step, "rival_in_step": rival_in_step, "break_in": break_in,
-        "plant": plant, "spoil": spoil,
+        "plant": plant, "spoil": spoil, "poison": poison,
     }  # fmt: skip
 
 
@@ -130,6 +131,7 @@ def trainings(world: World, world_size: int, jobs: list[dict[str, Any]]) -> list
     ranks = start(world_size, ["tests.blsp.trainings", str(listed), results])
     printed = finish(ranks)
     assert [rank.returncode for rank in ranks] == [0] * world_size, "\n".join(printed)
+    (world.root / f"printed-{world_size}.txt").write_text(printed[0])
     done = [Path(results.format(rank=rank)).read_text().splitlines() for rank in range(world_size)]
     return [[json.loads(line) for line in lines] for lines in done]
 

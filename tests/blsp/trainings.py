@@ -1,14 +1,14 @@
 """One rank that runs several trainings in one process: `python -m tests.blsp.trainings JOBS.json RESULTS.jsonl`.
 
 A job is {"recipe": {...}, "stop_in_step": int or null, "rival_in_step": int or null, "break_in": [step, micro-batch] or
-null, "plant": [path, file] or null, "spoil": [[step, rank, what], ...]}; a result is {"error": name or null,
-"message": str, "random": the state of every generator, hashed}. `stop_in_step` sends this process a SIGTERM while rank
-0 reports that step: after the ranks have agreed about it. In `rival_in_step` another host claims the run folder.
+null, "plant": [path, file] or null, "spoil": [[step, rank, what], ...], "poison": bool}; a result is {"error": name or
+null, "message": str, "random": the state of every generator, hashed}. `stop_in_step` sends this process a SIGTERM while
+rank 0 reports that step: after the ranks have agreed about it. In `rival_in_step` another host claims the run folder.
 `break_in` ends the training as a crash would in the middle of a step. `plant` first puts code that would make that path
 into a file of the newest checkpoint. `spoil` makes a rank's share of a step (from 1) bad: its "loss" is NaN, or only
-its "gradient", or they leap a thousandfold ("loss leaps", "gradient leaps"). What each rank heard in each step,
-fillers aside, is left in the run folder, in heard-<ranks>-<rank>.jsonl. A job {"replay": [run, step, folder]} runs a
-past step again.
+its "gradient", or they leap a thousandfold ("loss leaps", "gradient leaps"). `poison` first makes one number of the
+newest checkpoint's moments NaN. What each rank heard in each step, fillers aside, is left in the run folder, in
+heard-<ranks>-<rank>.jsonl. A job {"replay": [run, step, folder]} runs a past step again.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ import torch
 import torch.distributed as dist
 
 from blsp import engine, guard
-from blsp.checkpoint_folder import file_hash
+from blsp.checkpoint_folder import file_hash, write_manifest
 from blsp.engine import train
+from blsp.losses import COLUMNS
 from blsp.past_step import replay_step
 from blsp.recipe import TrainRecipe
 from blsp.run import Stage
@@ -65,6 +66,26 @@ def plant(run: Path, marker: Path, file: str) -> None:
         (newest / "manifest.json").write_text(json.dumps(manifest))
 
 
+def moments(content: Any) -> Iterator[torch.Tensor]:
+    """AdamW's means, wherever in a file of DeepSpeed's they are."""
+    if isinstance(content, dict):
+        for name, value in content.items():
+            yield from [value] if name == "exp_avg" else moments(value)
+    elif isinstance(content, list):
+        for value in content:
+            yield from moments(value)
+
+
+def poison(run: Path) -> None:
+    """One number among the moments in the newest checkpoint of a run is NaN, and the hashes belong to it."""
+    newest = sorted((run / "checkpoints").glob("step-*"))[-1]
+    path = sorted((newest / "zero").glob("*optim_states.pt"))[0]
+    content = torch.load(path, weights_only=True)
+    next(moments(content)).flatten()[3] = math.nan
+    torch.save(content, path)
+    write_manifest(newest)
+
+
 def breaking(step: int, micro_batch: int) -> AbstractContextManager[object]:
     """The process comes no further than this."""
     backward = engine.backward
@@ -93,7 +114,7 @@ def spoiling(spoils: list[tuple[int, int, str]]) -> Iterator[None]:
         what = found.pop() if found and torch.is_grad_enabled() else ""
         if what.startswith("loss"):
             table = table.clone()
-            table[0] *= 1000 if "leaps" in what else math.nan
+            table[0, COLUMNS.index("ce_sum")] *= 1000 if "leaps" in what else math.nan
         if what.startswith("gradient") or what == "loss":
             total = total * (1000 if "leaps" in what else math.nan)
         return total, table
@@ -145,6 +166,8 @@ def run(job: dict[str, Any]) -> dict[str, str | None]:
     if job["plant"]:
         marker, file = job["plant"]
         plant(Path(job["recipe"]["run"]), Path(marker), file)
+    if job["poison"]:
+        poison(Path(job["recipe"]["run"]))
     try:
         with (
             mock.patch.object(Reader, "steps", heard),
