@@ -156,11 +156,11 @@ def world(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(scope="module")
 def two_ranks(world: World) -> list[list[dict[str, Any]]]:
-    """A straight run; one that is stopped in step 5, then the rest of it; one of absurd learning rates; one of a cap
+    """A straight run, told to stop in its last step; one that is stopped in step 5, then the rest of it; one of absurd learning rates; one of a cap
     that is too small; a stage 1; one that replays, stopped in step 5, then the rest of it."""
     stopped = world.recipe("stopped")
     absurd = world.recipe("absurd", lr=dict.fromkeys(STAGE_2.train, 1e30))
-    jobs = [job(world.recipe("straight")), job(stopped, stop_in_step=5), job(stopped), job(absurd)]
+    jobs = [job(world.recipe("straight"), stop_in_step=STEPS), job(stopped, stop_in_step=5), job(stopped), job(absurd)]
     capped = world.recipe("capped")
     capped["data"] = {**capped["data"], "caps": {"tokens": 10}}
     replaying = [job(world.replaying(), stop_in_step=5), job(world.replaying())]
@@ -229,6 +229,10 @@ def test_two_ranks_of_zero_3_train_as_plain_torch_does(world: World, name: str) 
         key: value for key, value in model.parts.state_dict().items() if key.split(".")[0] in recipe.stage.train
     }
     torch.testing.assert_close(exported, expected, rtol=0, atol=1e-5)
+
+
+def test_a_signal_in_the_last_step_lets_the_run_end_by_itself(two_ranks: Any) -> None:
+    assert [results[0]["error"] for results in two_ranks] == [None, None]
 
 
 def test_a_signal_to_one_rank_stops_all_at_the_same_step_whenever_it_comes(two_ranks: Any) -> None:
