@@ -156,8 +156,9 @@ def world(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(scope="module")
 def two_ranks(world: World) -> list[list[dict[str, Any]]]:
-    """A straight run, told to stop in its last step; one that is stopped in step 5, then the rest of it; one of absurd learning rates; one of a cap
-    that is too small; a stage 1; one that replays, stopped in step 5, then the rest of it."""
+    """A straight run, told to stop in its last step; one that is stopped in step 5, then the rest of it; one of absurd
+    learning rates; one of a cap that is too small; a stage 1; one that replays, stopped in step 5, then the rest of
+    it."""
     stopped = world.recipe("stopped")
     absurd = world.recipe("absurd", lr=dict.fromkeys(STAGE_2.train, 1e30))
     jobs = [job(world.recipe("straight"), stop_in_step=STEPS), job(stopped, stop_in_step=5), job(stopped), job(absurd)]
