@@ -18,13 +18,19 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from blsp.encoder import new_encoder
+from blsp.estimate.families import NoFormula
+from blsp.estimate.job import job
+from blsp.estimate.parts import read_parts
+from blsp.estimate.workload import read_workload
 from blsp.features import AudioWindow
 from blsp.model import embedding_scale, load_llm
 from blsp.packing import attention_implementation
 from blsp.recipe import ModelSection, TrainRecipe
 from blsp.together import together
+from cluster.forecast import memory
+from cluster.sharding import Zero
 
-# Of a card's memory: the rest is for activations, gathered layers and what the allocator cannot use.
+# Of a card's memory, for a model that there is no formula for: the rest is for activations and all else.
 _SHARE_FOR_STATES = 0.6
 _BYTES_PER_TRAINED = 18  # bfloat16 weight, float32 sum of gradients, float32 weight and two moments
 
@@ -113,17 +119,30 @@ def is_partitioned(recipe: TrainRecipe, device: torch.device, announce: Callable
     world = dist.get_world_size()
     if device.type != "cuda" or world == 1 or recipe.engine.zero_stage < 3:
         return False
-    frozen, trained = _weights(recipe)
-    needed = frozen * (2 if recipe.model.dtype == "bfloat16" else 4) + trained * _BYTES_PER_TRAINED / world
+    needed = together(lambda: _bytes_if_resident(recipe, world))
     cards: list[int] = [0] * world
     dist.all_gather_object(cards, torch.cuda.get_device_properties(device).total_memory)
     card = min(cards)
-    partitioned = needed > _SHARE_FOR_STATES * card
+    partitioned = needed > card
     announce(
-        f"frozen: {'partitioned' if partitioned else 'resident'}, because frozen weights and what trains take "
-        f"{needed / 1e9:.0f} GB of the smallest card's {card / 1e9:.0f} GB; engine.frozen decides otherwise"
+        f"frozen: {'partitioned' if partitioned else 'resident'}, because with frozen weights on every GPU each would "
+        f"need {needed / 1e9:.0f} GB, and the smallest has {card / 1e9:.0f} GB; engine.frozen decides otherwise"
     )
     return partitioned
+
+
+def _bytes_if_resident(recipe: TrainRecipe, world: int) -> float:
+    """What each GPU must have for frozen weights to stay whole: the arithmetic of `blsp estimate`."""
+    section = recipe.model
+    for name, revision in ((section.llm, section.revision), (section.encoder, None)):
+        AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)  # brought here if need be
+    try:
+        parts = read_parts(recipe)
+    except NoFormula:
+        frozen, trained = _weights(recipe)
+        each = 2 if section.dtype == "bfloat16" else 4
+        return (frozen * each + trained * _BYTES_PER_TRAINED / world) / _SHARE_FOR_STATES
+    return memory(job(recipe, parts, read_workload(recipe, parts)), Zero(3, world)).total
 
 
 def _weights(recipe: TrainRecipe) -> tuple[int, int]:

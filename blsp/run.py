@@ -16,7 +16,7 @@ from deepspeed.utils import set_z3_leaf_modules
 from torch import Tensor, nn
 
 from blsp import checkpoint, checkpoint_folder, elastic, frozen, zero
-from blsp.data_section import DataSection
+from blsp.estimate.workload import mixture
 from blsp.finite import not_finite
 from blsp.flops import Flops
 from blsp.guard import Guard
@@ -36,7 +36,6 @@ from cluster.ports import free_port
 from shards.audio import SAMPLE_RATE
 from shards.batches.augment import Augment
 from shards.batches.collate import Batch, Collator
-from shards.batches.mixture import Mixture
 from shards.batches.plan import Plan
 from shards.batches.reader import Reader
 from shards.batches.sizes import Caps, CostWeights
@@ -221,7 +220,7 @@ def _data(recipe: TrainRecipe, model: SpeechLM) -> tuple[ShardSet, Plan, Reader]
         dataset_id=shard_set.dataset_id, seed=data.seed,
         clips_per_step=data.clips_per_step, micro_batches=data.micro_batches,
         weights=CostWeights(**data.cost.model_dump()), caps=Caps(**data.caps.model_dump()),
-        mixture=_mixture(data, shard_set),
+        mixture=mixture(data, shard_set),
     )  # fmt: skip
     _refuse_other_plans(plan, shard_set)
     plan.check(-(-_total_steps(recipe, plan) // plan.num_steps(0)))
@@ -239,13 +238,6 @@ def _count_tokens(shard_set: ShardSet, model: SpeechLM) -> None:
         token_counts(shard_set, model.template)
 
     together(count)
-
-
-def _mixture(data: DataSection, shard_set: ShardSet) -> Mixture | None:
-    if not data.mixture and data.replay is None:
-        return None
-    replay = (shard_set.replayed, data.replay.share) if data.replay else ()
-    return Mixture(shard_set.rows["corpus"], shard_set.corpora, data.mixture, data.seed, *replay)
 
 
 def _validation(recipe: TrainRecipe, model: SpeechLM, trained: ShardSet) -> Validation | None:

@@ -7,8 +7,6 @@ import os
 import warnings
 from typing import Any
 
-import torch
-
 from blsp.recipe import TrainRecipe
 
 
@@ -18,6 +16,8 @@ def prepare_environment() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     # Loading a checkpoint must never run code that somebody put into it.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    import torch  # what follows from a recipe needs none
+
     if not torch.cuda.is_available():
         import deepspeed.ops
 

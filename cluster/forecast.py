@@ -6,7 +6,7 @@ sends travels while a layer is computed, what stages 1 and 2 send does not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from cluster.machines import Fabric, Gpu
@@ -16,8 +16,7 @@ CONTEXT_BYTES = 1.5e9  # CUDA, cuBLAS' and NCCL's own
 FRAGMENTATION = 0.06  # of all else: what the allocator holds and cannot use
 # Beside an update: the gradient once more, and two temporary values of AdamW, in float32.
 _UPDATE_VALUES = 3
-WASTE = 0.7  # more GPUs are waste where less than this share of their time would be work
-COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+COUNTS = (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64, 96, 128, 192, 256, 384, 512)  # that are compared
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,9 @@ class Job:
 
     weights: Weights
     activation_bytes: float  # of the largest micro-batch
-    logit_bytes: float  # or those of the one layer that is computed again, whichever are more
+    again_bytes: float  # of the one layer that is computed again
+    logit_bytes: float
+    most_logit_bytes: float  # a loss takes no more rows at once
     flops: float  # of a mean micro-batch
     micro_batches: int
     frozen_fetched: int  # elements that a micro-batch gathers of frozen weights where these are partitioned
@@ -47,7 +48,7 @@ class Memory:
     gradients: float
     optimizer: float
     activations: float
-    logits: float
+    logits: float  # or the layer that is computed again
     gathering: float
     update: float  # what an update takes beyond activations and logits, which are gone by then
     context: float
@@ -80,7 +81,9 @@ class Forecast:
 def memory(job: Job, zero: Zero, activations: float = 1.0) -> Memory:
     """With `activations` times the largest micro-batch."""
     held = states(job.weights, zero, job.accumulation(zero.ranks))
-    kept, logits = job.activation_bytes * activations, job.logit_bytes * min(1.0, activations)
+    kept = job.activation_bytes * activations
+    # Logits are gone before a layer is computed again.
+    logits = max(job.again_bytes * activations, min(job.logit_bytes * activations, job.most_logit_bytes))
     share = (held.optimizer // (3 * FLOAT32)) * FLOAT32
     update = max(0.0, share * _UPDATE_VALUES - kept - logits)
     gathering = _gathering(job, zero)
@@ -115,9 +118,11 @@ def forecast(job: Job, zero: Zero, gpu: Gpu, fabric: Fabric) -> Forecast | None:
 
 
 def step_traffic(job: Job, zero: Zero) -> Traffic:
-    """Of one step. What is kept from forward to backward is gathered once, more than fits twice."""
-    fetches = 1 if job.weights.num_trained <= job.max_live and not zero.partitioned else 2
-    return traffic(job.weights, zero, job.accumulation(zero.ranks), fetches, job.frozen_fetched)
+    """Of one step. What can stay gathered from forward to backward is gathered once for each micro-batch."""
+    frozen = sum(job.weights.frozen)
+    stays = job.weights.num_trained + (frozen if zero.partitioned else 0) <= job.max_live
+    fetches, fetched = (1, frozen) if stays else (2, job.frozen_fetched)
+    return traffic(job.weights, zero, job.accumulation(zero.ranks), fetches, fetched)
 
 
 def ways(ranks: int) -> Iterator[Zero]:
@@ -137,16 +142,3 @@ def most_that_fits(job: Job, zero: Zero, gpu: Gpu) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if memory(job, zero, middle).total <= gpu.memory_bytes else (low, middle)
     return low
-
-
-def best(job: Job, ranks: int, gpu: Gpu, fabric: Fabric, settings: Iterable[Zero]) -> Forecast | None:
-    """The quickest of the settings that fit; of equally quick ones that which leaves most memory."""
-    made = (forecast(job, zero, gpu, fabric) for zero in settings if zero.ranks == ranks)
-    fitting = [found for found in made if found is not None and found.memory.total <= gpu.memory_bytes]
-    return min(fitting, key=lambda found: (round(found.step_s, 3), found.memory.total), default=None)
-
-
-def worthwhile(forecasts: Iterable[Forecast]) -> Forecast | None:
-    """The most GPUs that are not waste; else the fewest there are."""
-    ordered = sorted(forecasts, key=lambda found: found.gpus)
-    return next((found for found in reversed(ordered) if found.busy >= WASTE), ordered[0] if ordered else None)

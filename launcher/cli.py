@@ -220,6 +220,7 @@ def train(
 
 
 app.command()(cluster_verbs.submit)
+app.command()(cluster_verbs.estimate)
 
 
 @checkpoints.command("ls")

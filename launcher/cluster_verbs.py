@@ -1,4 +1,4 @@
-"""Verbs for many hosts; `launcher.cli` puts them beside the others."""
+"""Verbs for many hosts and GPUs; `launcher.cli` puts them beside the others."""
 
 from __future__ import annotations
 
@@ -47,3 +47,23 @@ def submit(
         "container": None if container is None else str(container), "sbatch": sbatch,
     }  # fmt: skip
     submit.run(recipe, overrides or [], submit.as_overrides(given), after, dry_run)
+
+
+def estimate(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="How many; default: 1 to 512 are compared.")] = None,
+    gpu: Annotated[str, typer.Option(help="a100-40, a100-80, h100 or h200.")] = "a100-80",
+    fabric: Annotated[str, typer.Option(help="Between hosts: nvlink (one host), 8xhdr, 4x100gb, 1x100gb.")] = "8xhdr",
+) -> None:
+    """Say what a training takes before anything is spent: memory by part, time, network, how many GPUs are worth it.
+    Refuses what cannot fit. Reads sizes alone, and needs no torch.
+    """
+    from blsp.recipe import EvalRecipe
+    from launcher import estimate as verb
+    from launcher.recipe_files import load
+
+    asked = load(recipe, overrides or [])
+    if isinstance(asked, EvalRecipe):
+        raise ValueError(f"{recipe}: an evaluation is not estimated; name a recipe for `blsp train` or `blsp shard`")
+    verb.run(asked, gpus, gpu, fabric)

@@ -17,6 +17,10 @@ _LLMS = ("llama", "mistral", "qwen2", "qwen3")
 _HEAD_WIDTH = {"qwen3": 128}  # where a configuration says nothing of it
 
 
+class NoFormula(ValueError):
+    """Sizes that would have to be guessed."""
+
+
 @dataclass(frozen=True)
 class Linear:
     """A linear map of a layer, which LoRA may be added to."""
@@ -144,7 +148,7 @@ def read_llm(name: str, revision: str | None) -> Llm:
     fields = _Fields(folder / "config.json")
     family = fields.text("model_type")
     if family not in _LLMS:
-        raise ValueError(
+        raise NoFormula(
             f"model.llm: {name} is of the family {family!r}, for which there is no formula here (known are "
             f"{', '.join(_LLMS)}); nothing is guessed: train a few steps and read the memory in the log"
         )
@@ -173,7 +177,7 @@ def read_encoder(name: str) -> Whisper:
     fields = _Fields(folder / "config.json")
     family = fields.text("model_type")
     if family != "whisper":
-        raise ValueError(
+        raise NoFormula(
             f"model.encoder: {name} is of the family {family!r}, for which there is no formula here (only whisper has "
             "one); nothing is guessed: train a few steps and read the memory in the log"
         )
@@ -192,7 +196,7 @@ def read_encoder(name: str) -> Whisper:
 def _refuse_other_sizes(folder: Path, by_formula: int, also: int, counts: Callable[[str], bool]) -> None:
     stored = num_stored(folder, counts)
     if stored is not None and stored not in (by_formula, by_formula + also):
-        raise ValueError(
+        raise NoFormula(
             f"{folder}: config.json means {by_formula:,} weights, but the files beside it hold {stored:,}; is this "
             "another model's config.json, or a download that is not complete?"
         )

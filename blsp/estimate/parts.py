@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from blsp.estimate.families import Linear, Llm, Whisper, read_encoder, read_llm
+from blsp.estimate.families import Linear, Llm, NoFormula, Whisper, read_encoder, read_llm
 from blsp.recipe import AdapterSection, ConvSection, EncoderLoraSection, LoraSection, StackMlpSection, TrainRecipe
 from cluster.sharding import Weights
 from shards.sample import EMOTIONS
@@ -43,10 +43,10 @@ class Parts:
 
 
 def read_parts(recipe: TrainRecipe) -> Parts:
-    """Raises ValueError for a model that is not here or has no formula."""
+    """Raises ValueError for a model that is not here, NoFormula for one whose sizes would have to be guessed."""
     model = recipe.model
     if not isinstance(model.adapter, ConvSection | StackMlpSection):
-        raise ValueError(
+        raise NoFormula(
             f"model.adapter: there is no formula for {model.adapter.type!r} here (known are conv, stack_mlp); nothing "
             "is guessed: train a few steps and read the memory in the log"
         )

@@ -15,8 +15,14 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
 from blsp import frozen
+from blsp.estimate.families import NoFormula
+from blsp.estimate.job import job
+from blsp.estimate.parts import read_parts
+from blsp.estimate.workload import read_workload
 from blsp.model import SpeechLM
 from blsp.recipe import TrainRecipe
+from cluster.forecast import memory
+from cluster.sharding import Zero
 from tests.blsp.frozen_steps import STEPS
 from tests.blsp.test_engine import finish, start
 from tests.blsp.tiny import ALL_AT_ONCE, CPU, LORA, STAGE_1, make_encoder, make_loud_llm, make_shards, model_section
@@ -150,24 +156,43 @@ def recipe(root: Path, tokenizer: PreTrainedTokenizerFast, **engine: Any) -> Tra
     )  # fmt: skip
 
 
-def test_auto_cuts_what_a_card_cannot_hold_and_says_why(
+def decided(asked: TrainRecipe, card_bytes: float, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What `auto` comes to on two ranks, one with a card of so much memory and one with twice that, by what it says."""
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_gather_object", lambda found, own: found.__setitem__(slice(None), [2 * own, own]))
+    monkeypatch.setattr(frozen, "together", lambda action: action())
+    card = mock.Mock(total_memory=card_bytes)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    said: list[str] = []
+    partitioned = frozen.is_partitioned(asked, torch.device("cuda"), said.append)
+    (line,) = said
+    choice = line.removeprefix("frozen: ").partition(", because with frozen weights on every GPU each would need ")[0]
+    assert choice == ("partitioned" if partitioned else "resident")
+    return choice
+
+
+def test_auto_cuts_what_a_card_cannot_hold_by_the_estimates_arithmetic(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = recipe(tmp_path, tokenizer)
+    parts = read_parts(asked)
+    needed = memory(job(asked, parts, read_workload(asked, parts)), Zero(3, 2)).total
+    assert decided(asked, needed * 1.001, monkeypatch) == "resident"
+    assert decided(asked, needed * 0.999, monkeypatch) == "partitioned"
+    assert not frozen.is_partitioned(asked, CPU, print)
+
+
+def test_auto_leaves_room_for_activations_that_there_is_no_formula_for(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = recipe(tmp_path, tokenizer)
+    monkeypatch.setattr(frozen, "read_parts", mock.Mock(side_effect=NoFormula("gemma")))
     held = SpeechLM.build(asked.model, CPU)
     of_encoder = sum(p.numel() for p in held.encoder.pretrained.parameters())
     of_llm = sum(p.numel() for name, p in held.llm.named_parameters() if "lora" not in name)
     needed = 4 * of_llm + 18 * of_encoder / 2  # the encoder trains; two ranks
-    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(dist, "all_gather_object", lambda found, own: found.__setitem__(slice(None), [own, 2 * own]))
-    for share, choice in ((0.59, "resident"), (0.61, "partitioned")):
-        card = mock.Mock(total_memory=needed / share)
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, card=card: card)
-        said: list[str] = []
-        assert frozen.is_partitioned(asked, torch.device("cuda"), said.append) == (choice == "partitioned")
-        assert len(said) == 1
-        assert said[0].startswith(f"frozen: {choice}, because frozen weights and what trains take ")
-    assert not frozen.is_partitioned(asked, CPU, said.append)
+    assert decided(asked, needed / 0.59, monkeypatch) == "resident"
+    assert decided(asked, needed / 0.61, monkeypatch) == "partitioned"
 
 
 @pytest.mark.parametrize("choice", ["resident", "partitioned"])
