@@ -148,7 +148,10 @@ def _load(
     _check_cut(len(mono), wanted, rate, path)
     if not np.isfinite(mono).all():
         raise AudioError("nan", f"{path}: holds samples that are not finite numbers")
-    _check_peak(float(np.abs(mono).max()), path)
+    peak = float(np.abs(mono).max())
+    _check_peak(peak, path)
+    if peak > _LOUDEST:
+        raise AudioError("unreadable", f"{path}: its samples reach {peak:g}; such as are no integers lie in -1..1")
     if rate != SAMPLE_RATE:
         mono = soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ")
     return _to_int16(mono)
