@@ -17,11 +17,13 @@ _MOST_FILES, _NAMED = 32, 4
 
 
 class BadStepError(FloatingPointError):
-    """The loss or gradient of `step` (from 1) is not to be learnt from; `ids` are the clips that it may be due to."""
+    """The loss or gradient of `step` (from 1) is not to be learnt from; `ids` are the clips that it may be due to, and
+    `culprit` the first rank that had some of them."""
 
-    def __init__(self, sentence: str, step: int, ids: list[str]) -> None:
+    def __init__(self, sentence: str, step: int, ids: list[list[str]]) -> None:
         super().__init__(sentence)
-        self.step, self.ids = step, ids
+        self.step, self.ids = step, [name for of_a_rank in ids for name in of_a_rank]
+        self.culprit = next((rank for rank, names in enumerate(ids) if names), 0)
 
 
 def record(run: Run, step: int, fault: str, batches: list[Batch], tables: list[Tensor]) -> None:
@@ -59,7 +61,7 @@ def record(run: Run, step: int, fault: str, batches: list[Batch], tables: list[T
             f"{sentence}. The run ends ({run.guard.budget}): look at the clips, lower optim.lr, or allow more with "
             f"engine.bad_step: skip; the checkpoints in {run.checkpoints} are from before",
             step,
-            [name for ids, _ in told for name in ids],
+            [ids for ids, _ in told],
         )
     if rank == 0:
         print(f"{sentence}. Left out: {run.guard.in_a_row} in a row, {run.guard.in_all} in all", flush=True)

@@ -29,6 +29,7 @@ from blsp.scalars import grouped, means, means_by_corpus
 from blsp.schedule import learning_rate_factor
 from blsp.together import together
 from cluster.exit_codes import ExitCode
+from cluster.heartbeat import beat
 from cluster.owner import Owner, owned
 from cluster.stop import Stopped, stop_signals
 from shards.batches.collate import Batch
@@ -47,9 +48,11 @@ def train(recipe: TrainRecipe, on_step: OnStep = lambda done, total, note: None)
     zero.prepare_environment()
     with ExitStack() as stack:
         signals = stack.enter_context(stop_signals())
+        beat("rendezvous")
         device = join()
         owner: list[Owner] = []  # on rank 0
         together(lambda: owner.append(stack.enter_context(owned(recipe.run))))
+        beat("loading")
         run = prepare(recipe, device, on_step, owner[0] if owner else None)
         with signals.noted():
             run.stop_asked = lambda: signals.asked
@@ -71,7 +74,7 @@ def train(recipe: TrainRecipe, on_step: OnStep = lambda done, total, note: None)
 def fit(run: Run) -> None:
     """The loop: load, forward and backward, agree, step, log, save, stop."""
     end = run.step if _is_over(run) else run.total_steps
-    for step, batches in run.meter.steps(run.reader.steps(run.step, end)):
+    for step, batches in run.meter.steps(run.reader.steps(run.step, end), run.step):
         tables = [backward(run, step, index, batch) for index, batch in enumerate(batches)]
         run.meter.reached()
         agreed, stop = _agree(run, by_corpus(run, batches, tables))
@@ -108,7 +111,9 @@ def backward(run: Run, step: int, index: int, batch: Batch) -> Tensor:
     # Dropout depends on the seed, the step and the micro-batch, never on which rank runs it or on what came before.
     torch.manual_seed(dropout_seed(run.recipe.data.seed, step, dist.get_rank() + index * world))
     table: Tensor
+    beat("forward", micro_batch=index)
     total, table = run.engine(batch.to(run.device))
+    beat("backward", micro_batch=index)
     # DeepSpeed divides by the accumulation steps and averages over ranks; the planned counts have divided already.
     run.engine.backward(total * (accumulation * world))
     if index + 1 < accumulation:
@@ -238,6 +243,7 @@ def save(run: Run) -> None:
 
 def export(run: Run) -> None:
     """Gather every part that differs from the pretrained models into `run/export`; every rank calls it."""
+    beat("export")
     together(run.saver.still_owned)
     model, trained = run.stage.model, set(run.recipe.stage.train)
     parts = sorted(trained | model.exported_parts)

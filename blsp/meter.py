@@ -9,13 +9,16 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 
 from blsp.flops import peak_flops
+from cluster.heartbeat import beat
 from shards.audio import SAMPLE_RATE
-from shards.batches.collate import Batch
+from shards.batches.collate import FILLER_ID, Batch
 
 _GB = 1e9
 
@@ -34,13 +37,15 @@ class Meter:
         self._num_tokens = 0
         self._aside_s = {"checkpoint": 0.0, "validation": 0.0}
 
-    def steps(self, steps: Iterator[tuple[int, list[Batch]]]) -> Iterator[tuple[int, list[Batch]]]:
-        """The same steps; how long each was waited for is noted."""
-        while True:
+    def steps(self, steps: Iterator[tuple[int, list[Batch]]], done: int) -> Iterator[tuple[int, list[Batch]]]:
+        """The same steps, after those that are `done`; how long each was waited for is noted."""
+        for number in count(done + 1):
+            beat("data", number)
             self._began_s = time.monotonic()
             step = next(steps, None)
             if step is None:
                 return
+            beat("data", ids=[clip for batch in step[1] for clip in batch.ids if clip != FILLER_ID])
             self._wait_s += time.monotonic() - self._began_s
             yield step
 
@@ -49,6 +54,7 @@ class Meter:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         self._busy_s += time.monotonic() - self._began_s
+        beat("update")
 
     def finished(self, batches: list[Batch]) -> None:
         """A step is done, by all ranks."""
@@ -58,8 +64,9 @@ class Meter:
         self._done_flops += sum(self._flops(batch) for batch in batches)
 
     @contextmanager
-    def aside(self, what: str) -> Iterator[None]:
-        """Time that no step has: "checkpoint" or "validation"."""
+    def aside(self, what: Literal["checkpoint", "validation"]) -> Iterator[None]:
+        """Time that no step has."""
+        beat(what)
         began_s = time.monotonic()
         try:
             yield

@@ -17,6 +17,7 @@ from blsp.data_section import DataSection, ValidationSection
 from blsp.engine_section import EngineSection
 from blsp.section import FilePath, Listed, Location, NonEmpty, Pair, Problem, Section, Text
 from blsp.slurm_section import SlurmSection
+from blsp.supervision_section import SupervisionSection
 from shards.prompts import SAME_PROMPT
 
 Module = Literal["adapter", "encoder", "encoder_lora", "lora", "classifier"]
@@ -196,6 +197,9 @@ class TrainRecipe(Section):
     optim: OptimSection
     engine: EngineSection
     validation: ValidationSection | None = Field(None, description="held-out clips to be measured on; null for none")
+    supervision: SupervisionSection = Field(
+        SupervisionSection(), description="when it hangs, and how often it restarts"
+    )
     slurm: SlurmSection | None = Field(None, description="what `blsp submit` asks SLURM for; null: its defaults")
 
     def problems(self) -> Iterator[Problem]:

@@ -31,6 +31,7 @@ from blsp.together import together
 from blsp.tracking import Tracker
 from blsp.validate import Best, Validation
 from cluster.files import write_atomically
+from cluster.heartbeat import beat
 from cluster.owner import Owner
 from cluster.ports import free_port
 from shards.audio import SAMPLE_RATE
@@ -165,7 +166,9 @@ def prepare(recipe: TrainRecipe, device: torch.device, on_step: OnStep, owner: O
     model = SpeechLM.build(recipe.model, device, llm, scale)
     _checkpoint_activations(model, recipe.engine.gradient_checkpointing)
     stage = Stage(model, recipe.stage, partitioned=partitioned)
+    beat("loading")  # each part may take as long as the first
     shard_set, plan, reader = _data(recipe, model)
+    beat("loading")
     validation = _validation(recipe, model, shard_set)
     meter = Meter(Flops(model, recipe.stage), device)  # before DeepSpeed takes the weights apart
     groups = [
@@ -194,6 +197,7 @@ def prepare(recipe: TrainRecipe, device: torch.device, on_step: OnStep, owner: O
         recipe, engine, stage, reader, plan, device, shard_set.dataset_id, corpora, shard_set.all_corpora, total,
         on_step, saver, meter, Guard(recipe.engine, engine, optimizer), validation,
     )  # fmt: skip
+    beat("loading")
     _resume(run)
     together(saver.still_owned)  # to prepare takes minutes
     if rank == 0:

@@ -26,6 +26,7 @@ from blsp.recipe import StageSection, TrainRecipe
 from blsp.scalars import confusion, grouped, means, means_by_corpus
 from blsp.shown import Shown, write_confusion
 from blsp.tone import ToneSensitivity
+from cluster.heartbeat import beat
 from shards.batches.collate import Batch, Collator
 from shards.batches.mixture import Mixture
 from shards.batches.plan import Plan
@@ -139,6 +140,7 @@ class Validation:
             for index, batch in enumerate(batches):
                 _, table = engine(batch.to(device))
                 sums[step, index * world + rank] = grouped(table, self._groups(batch), num_groups)
+                beat("validation")
         dist.all_reduce(sums)
         # As many terms at any number of ranks: the order of an addition may depend on that.
         whole = sums[:, : self._plan.micro_batches].cpu().flatten(0, 1).sum(0)

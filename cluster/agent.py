@@ -193,7 +193,7 @@ class Agent:
             return  # its end came in the same moment as a beat
         if not ended:
             began = rank.beat["step"] > 0
-            rank.hear()
+            self._hear(rank)
             if not began and rank.beat["step"] > 0:
                 self._say_alive()  # from now on there is something to save
         else:
@@ -201,13 +201,22 @@ class Agent:
             self._poll.unregister(rank.end)
             del self._ranks[rank.number]
             code = rank.collect()
+            self._report_failure(rank)
+            self._say_alive()  # how far the others are
+            self._report({"is": "ended", "rank": rank.number, "code": code, "beat": rank.beat})
+
+    def _hear(self, rank: Rank) -> None:
+        rank.hear()
+        self._report_failure(rank)
+
+    def _report_failure(self, rank: Rank) -> None:
         if rank.failure is not None:
             self._report({"is": "failure", "rank": rank.number, **rank.failure, "beat": rank.beat})
             rank.failure = None
-        if ended:
-            self._report({"is": "ended", "rank": rank.number, "code": code, "beat": rank.beat})
 
     def _say_alive(self) -> None:
+        for rank in self._ranks.values():
+            self._hear(rank)
         now_s = time.monotonic()
         ranks = {r.number: {**r.beat, "age_s": round(now_s - r.heard_s, 3)} for r in self._ranks.values()}
         if self._reports == b"":  # else the coordinator does not read: no more of what is old by then

@@ -131,8 +131,9 @@ def _failure(
     is_own: bool = False,
 ) -> Failure:
     beat = rank.beat
-    ids = tuple(beat.get("ids", ()))
-    return Failure(what, sentence, rank.host, rank.rank, beat["phase"], beat["step"], ids, exception, code, is_own)
+    told = rank.failure or {}
+    culprit, ids = told.get("culprit", rank.rank), tuple(told.get("ids", beat.get("ids", ())))
+    return Failure(what, sentence, rank.host, culprit, beat["phase"], beat["step"], ids, exception, code, is_own)
 
 
 def write_failure(

@@ -56,10 +56,10 @@ def is_watched() -> bool:
 
 def tell_failure(error: BaseException, *, consequence: bool, **told: Any) -> None:
     """This rank ends with `error`; a `consequence` is what it got because another rank ended before. `told` goes along,
-    and what was told of the step in work."""
+    and what was told of the step in work; `culprit` in it is the rank that it is due to, `ids` its clips."""
     message = str(error)[:_MESSAGE_CHARS]
     failure = {"exception": type(error).__name__, "message": message, "consequence": consequence}
-    _send(json.dumps({"failure": {**failure, **told, **_last}}).encode() + b"\n", _FAILURE_PATIENCE_S)
+    _send(json.dumps({"failure": {**_last, **failure, **told}}).encode() + b"\n", _FAILURE_PATIENCE_S)
 
 
 def _send(line: bytes, patience_s: float = 0) -> None:

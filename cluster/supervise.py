@@ -87,6 +87,7 @@ class _Coordinator:
         self._job, self._crew, self._limits, self._min_hosts = job, crew, limits, min_hosts
         self._given_up: set[str] = set()  # hosts that are no longer waited for
         self._stop: int | None = None  # the signal that ends the run
+        self._at_once = False  # a second one came
         self._has_worked = False  # some rank has begun a step
         self._least: tuple[int, int, int] | None = None  # how far the last ranks are
         self._least_since_s = 0.0
@@ -104,7 +105,7 @@ class _Coordinator:
             self._write(result, restarts, restarted=why_not is None)
             if why_not is not None:
                 return self._give_up(result, why_not)
-            _say(f"{result.sentence}. Starting again from the newest checkpoint")
+            _say(f"{result.sentence}{'' if result.sentence.endswith('?') else '.'} Starting again")
             restarts += 1
             self._crew.wait(float(tries), lambda: bool(self._crew.signals))
 
@@ -219,7 +220,8 @@ class _Coordinator:
         while self._crew.signals:
             number = self._crew.signals.pop(0)
             began = any(rank.beat["step"] for rank in self._crew.ranks.values())
-            if self._stop is not None or not began:  # there is nothing to save before the first step
+            self._at_once = self._stop is not None
+            if self._at_once or not began:  # there is nothing to save before the first step
                 self._crew.end_ranks()
             else:
                 self._crew.signal(signal.SIGTERM if number == signal.SIGHUP else number)
@@ -236,6 +238,9 @@ class _Coordinator:
             return first_cause(failed)
         if ranks and all(rank.code == ExitCode.DONE for rank in ranks):
             return ExitCode.DONE
-        if not ranks or ranks[0].code not in (ExitCode.STOPPED, ExitCode.CTRL_C):  # else it has said where
+        stopped_itself = ranks and ranks[0].code in (ExitCode.STOPPED, ExitCode.CTRL_C, ExitCode.AT_ONCE)
+        if not stopped_itself:  # else it has said where
             _say(f"stopped; {_GOES_ON}")
-        return ExitCode.CTRL_C if self._stop == signal.SIGINT else ExitCode.STOPPED
+        if self._stop == signal.SIGINT:
+            return ExitCode.CTRL_C
+        return ExitCode.AT_ONCE if self._at_once else ExitCode.STOPPED

@@ -202,21 +202,19 @@ def train(
     context: typer.Context,
     recipe: RecipeName,
     overrides: Overrides = None,
-    hostfile: Annotated[Path | None, typer.Option(help="Hosts to train on (see hostfile.example).")] = None,
     processes: Annotated[
         int | None, typer.Option(min=1, help="Processes on this host; default: one per GPU, one without a GPU.")
     ] = None,
 ) -> None:
-    """Train one stage, or go on from its last checkpoint."""
+    """Train one stage on this host, or go on from its last checkpoint; a rank that fails or hangs is started again."""
     from blsp.recipe import TrainRecipe
     from launcher import start
     from launcher.recipe_files import find, load_kind
 
     overrides = overrides or []
-    load_kind(TrainRecipe, recipe, overrides)  # before any process starts
+    loaded = load_kind(TrainRecipe, recipe, overrides)  # before any process starts
     debug = context.find_root().params["debug"]
-    arguments = start.command(find(recipe), overrides, hostfile=hostfile, processes=processes, debug=debug)
-    raise typer.Exit(start.run(arguments, processes))
+    raise typer.Exit(start.train(loaded, find(recipe), overrides, processes=processes, debug=debug))
 
 
 app.command()(cluster_verbs.submit)

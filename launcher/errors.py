@@ -49,16 +49,24 @@ def exit_code_of(action: Callable[[], int | None], *, debug: bool, name: str = "
     except (ValueError, OSError, FloatingPointError) as error:
         if debug:
             raise
-        sentence = _CONTROL.sub(lambda found: repr(found[0])[1:-1], _sentence(error))
+        sentence = sentence_of(error) or ""
         # Several errors are several lines that each begin with their file.
         print(sentence if "\n" in sentence else f"{name}: {sentence}", file=sys.stderr)
-        return _code(error)
+        return code_of(error)
 
 
-def _code(error: Exception) -> ExitCode:
+def code_of(error: Exception) -> ExitCode:
+    """What a process that is ended by `error` says to scripts."""
     if isinstance(error, ValueError):
         return ExitCode.WRONG_INPUT
     return ExitCode.NOT_FINITE if isinstance(error, FloatingPointError) else ExitCode.REFUSED
+
+
+def sentence_of(error: Exception) -> str | None:
+    """What it says to people; None of a bug of ours, which has a traceback instead."""
+    if not isinstance(error, ValueError | OSError | FloatingPointError):
+        return None
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], _sentence(error))
 
 
 def _sentence(error: Exception) -> str:

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,7 +139,8 @@ def _kill_when_there(child: subprocess.Popen[bytes], checkpoint: Path, console: 
             raise ValueError(f"training ended with exit code {child.returncode} before it wrote {checkpoint}")
         time.sleep(0.2)
     for process in [everything, *everything.children(recursive=True)]:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):  # the agent ends the ranks of a coordinator that has gone
+            process.kill()
     child.wait()
     console.print(
         f"-- killed all its processes (SIGKILL) after {checkpoint.name}; the same command goes on from there --"

@@ -1,136 +1,55 @@
-"""Starts training processes on one host or many: a `deepspeed` command line around `launcher.train`."""
+"""`blsp train`: the ranks of a run on this host, under a coordinator that watches them and starts them again."""
 
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
+import shlex
+import socket
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
-import psutil
-
-from cluster.hostfile import read_hostfile
-from cluster.ports import free_port
-from launcher.errors import GOES_ON
-from launcher.quiet import has_gpu
+from blsp.checkpoint_folder import committed
+from blsp.recipe import TrainRecipe
+from cluster.agent_link import here
+from cluster.supervise import Job, Limits, supervise
+from launcher.quiet import has_gpu, num_gpus
 
 
-def command(
-    config: Path, overrides: Sequence[str], *, hostfile: Path | None, processes: int | None, debug: bool = False
-) -> list[str]:
-    """The argument list. Without a hostfile: on this host, one process per GPU, or one where there is no GPU.
+def train(recipe: TrainRecipe, config: Path, overrides: Sequence[str], *, processes: int | None, debug: bool) -> int:
+    """Runs to the end of the training and returns its exit code. `processes`: one per GPU, or one where there is none.
 
-    Raises ValueError or OSError for a hostfile that is wrong or missing.
+    Ctrl-C, SIGTERM, SIGUSR1 and the end of the terminal let the ranks save and end; a second one ends them at once.
     """
-    deepspeed = [sys.executable, "-m", "deepspeed.launcher.runner"]
-    if hostfile is not None:
-        if processes is not None:
-            raise ValueError("give --hostfile (its slots are the numbers of processes) or --processes, not both")
-        read_hostfile(hostfile)
-        deepspeed += ["--hostfile", str(hostfile)]
-    else:
-        # Two runs on one host must not meet on DeepSpeed's fixed port.
-        deepspeed += ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
-        if processes is None and not has_gpu():
-            processes = 1
-        if processes is not None:
-            deepspeed += ["--num_accelerators", str(processes)]
-    # DeepSpeed would repeat the whole command line below the sentence of a rank that ended with an error.
-    training = ["--log_level", "critical", "--module", "launcher.train", "--config", str(config), *overrides]
-    return [*deepspeed, *training, *(["--debug"] if debug else [])]
+    number = processes or num_gpus() or 1
+    again = ["blsp", "train", str(config), *overrides, *(["--processes", str(processes)] if processes else [])]
+    place = here(socket.gethostname(), number, environment(number))
+    return supervise(job(recipe, config, overrides, shlex.join(again), debug), [place], limits(recipe))
 
 
-def run(arguments: Sequence[str], processes: int | None) -> int:
-    """Runs the command to its end and returns its exit code. Ctrl-C (or SIGTERM, or the end of the terminal) lets the
-    ranks save and end; a second one ends them at once. Raises OSError when the system killed a rank."""
-    # On this host the ranks get no Ctrl-C from the terminal, only from here: DeepSpeed would give them half a minute.
-    # On several, pdsh or ssh may have to ask the terminal for a password.
-    group = None if "--hostfile" in arguments else 0
-    child = subprocess.Popen(arguments, env=environment(processes or 1), process_group=group)
-    with _like_ctrl_c(signal.SIGTERM, signal.SIGHUP):
-        try:
-            code = child.wait()
-        except KeyboardInterrupt:
-            if _stop(child, on_this_host=group == 0):
-                return 130  # rank 0 has said where
-            raise KeyboardInterrupt(f"stopped; {GOES_ON}") from None
-    killed_by = 256 - code
-    if killed_by in (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT):
-        name = signal.Signals(killed_by).name
-        raise OSError(f"a training process was ended by {name}; too little memory? With that mended, {GOES_ON}")
-    return code
+def job(recipe: TrainRecipe, config: Path, overrides: Sequence[str], resume: str, debug: bool) -> Job:
+    """What every rank runs, wherever it is."""
+    arguments = ["--config", str(config), *overrides, *(["--debug"] if debug else [])]
+    return Job(
+        argv=(sys.executable, "-u", "-m", "launcher.train", *arguments),
+        folder=Path.cwd(),
+        run=recipe.run,
+        resume=resume,
+        progress=lambda: max(committed(recipe.run / "checkpoints"), default=None),
+    )
 
 
-def _stop(child: subprocess.Popen[bytes], on_this_host: bool) -> bool:
-    """Whether there were ranks that could save and end by themselves."""
-    ranks: list[psutil.Process] = []
-    try:
-        ranks = _ranks(child.pid)
-        if not on_this_host:
-            child.send_signal(signal.SIGINT)
-        for rank in ranks:
-            rank.send_signal(signal.SIGINT)
-        if on_this_host and not ranks:
-            _kill(child)
-        child.wait()
-    except KeyboardInterrupt:
-        _kill(child)
-        child.wait()
-        return False
-    return not on_this_host or bool(ranks)
-
-
-def _kill(child: subprocess.Popen[bytes]) -> None:
-    below = _below(child.pid)
-    child.kill()
-    for process in below:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-
-
-def _below(pid: int) -> list[psutil.Process]:
-    try:
-        processes: list[psutil.Process] = psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-    return processes
-
-
-def _ranks(pid: int) -> list[psutil.Process]:
-    """What DeepSpeed started on this host; not the reader processes of a rank, which have its command line too."""
-    started = {}
-    for process in _below(pid):
-        try:
-            if any(word.startswith("--local_rank") for word in process.cmdline()):
-                started[process.pid] = (process, process.ppid())
-        except psutil.NoSuchProcess:
-            continue
-    return [process for process, parent in started.values() if parent not in started]
-
-
-@contextmanager
-def _like_ctrl_c(*numbers: signal.Signals) -> Iterator[None]:
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def limits(recipe: TrainRecipe) -> Limits:
+    """What the recipe says of hanging and restarts."""
+    return Limits(**recipe.supervision.model_dump())
 
 
 def environment(processes: int) -> dict[str, str]:
-    """What a training process finds in its environment."""
-    environment = dict(os.environ)
+    """What a training process finds in its environment beside, or in place of, what is in ours."""
     # DeepSpeed looks for its build tools on PATH, and a virtual environment need not be activated.
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
+    found = {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])}
     if not has_gpu():
-        environment.setdefault("DS_ACCELERATOR", "cpu")
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
-    return environment
+        threads = max(1, len(os.sched_getaffinity(0)) // processes)
+        for name, value in (("DS_ACCELERATOR", "cpu"), ("OMP_NUM_THREADS", str(threads))):
+            found[name] = os.environ.get(name, value)
+    return found

@@ -1,4 +1,5 @@
-"""What DeepSpeed starts on every rank: `deepspeed --hostfile hostfile --module launcher.train --config RECIPE`."""
+"""One rank of a training, as an agent of `blsp train` starts it, or `deepspeed --hostfile hostfile --module
+launcher.train --config RECIPE`."""
 
 from __future__ import annotations
 
@@ -14,9 +15,9 @@ from cluster.stop import Stopped, stop_signals
 from launcher.errors import GOES_ON, exit_code_of, on_ctrl_c
 from launcher.progress import Progress
 from launcher.quiet import silence_libraries
+from launcher.telling import has_lost_contact, recording, telling
 
 _PATIENCE_S = 4.0  # DeepSpeed looks after its processes once a second
-_LOST_CONTACT = ("Connection closed by peer", "Connection reset by peer", "remote process exited")  # gloo, NCCL
 
 
 def main() -> int:
@@ -31,7 +32,8 @@ def main() -> int:
 
     def action() -> None:
         first = os.environ.get("LOCAL_RANK", "0") == "0"
-        with stop_signals(process_ends=True), _one_voice(first=first), on_ctrl_c(f"stopped; {GOES_ON}"):
+        signals = stop_signals(process_ends=True)
+        with signals, _one_voice(first), telling(arguments.debug), on_ctrl_c(f"stopped; {GOES_ON}"):
             _train(arguments.config, arguments.overrides)
 
     return exit_code_of(action, debug=arguments.debug, name="blsp" if rank == "0" else f"blsp, rank {rank}")
@@ -39,8 +41,8 @@ def main() -> int:
 
 @contextmanager
 def _one_voice(first: bool) -> Iterator[None]:
-    """Most errors meet all ranks alike: the first rank of a host says so at once and ends, and DeepSpeed then ends the
-    others. One that is still there after a while has an error of its own."""
+    """Without an agent: most errors meet all ranks alike, so the first rank of a host says so at once and ends, and
+    DeepSpeed then ends the others. One that is still there after a while has an error of its own."""
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -50,7 +52,7 @@ def _one_voice(first: bool) -> Iterator[None]:
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         if not first:
             time.sleep(_PATIENCE_S)
-        if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST_CONTACT):
+        if has_lost_contact(error):
             raise OSError(f"another rank ended, or its host is gone; {GOES_ON}") from error
         raise
 
@@ -59,6 +61,7 @@ def _train(config: str, overrides: list[str]) -> None:
     from blsp.recipe import TrainRecipe
     from cluster.interface import choose_interface
     from cluster.ports import refuse_taken_port
+    from cluster.stacks import stacks_on_signal
     from launcher.recipe_files import load_kind
 
     recipe = load_kind(TrainRecipe, config, overrides)
@@ -69,7 +72,8 @@ def _train(config: str, overrides: list[str]) -> None:
     silence_libraries()
     from blsp.engine import train
 
-    with Progress() as progress:
+    stacks = recipe.run / "stacks" / f"rank-{os.environ.get('RANK', '0')}.txt"
+    with stacks_on_signal(stacks), recording(recipe.run), Progress() as progress:
         train(recipe, lambda done, total, note: progress.update(f"{recipe.run}: steps", done, total, note))
 
 

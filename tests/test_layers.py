@@ -39,6 +39,7 @@ ALLOWED = {
         "blsp.recipe",
         "blsp.section",
         "blsp.slurm_section",
+        "blsp.supervision_section",
         "launcher.recipe_files",
     },
     "ray": {"cluster.ray_session", "shards.pipeline.actors"},

@@ -63,7 +63,10 @@ def test_a_killed_rank_is_noticed_at_once_and_the_run_starts_again(
     assert why["ids"] == ["clip-1"]
     assert (why["restarted"], why["resume"]) == (True, "blsp train recipe")
     assert [(rank["rank"], rank["step"], rank["ended"]) for rank in why["ranks"]] == [(0, 3, None), (1, 3, -9)]
-    assert "rank 1 on host-0 was ended by SIGKILL (step 3, forward); too little memory?" in capfd.readouterr().err
+    assert (
+        "rank 1 on host-0 was ended by SIGKILL (step 3, forward); too little memory? Starting again\n"
+        in capfd.readouterr().err
+    )
 
 
 def test_the_first_cause_is_told_not_what_others_met_because_of_it(

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -99,18 +100,18 @@ def test_a_recipe_of_another_kind_names_the_right_command(
 def test_train_refuses_a_wrong_override_before_any_process_starts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("launcher.start.run", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr("launcher.start.train", lambda *_, **__: pytest.fail("started"))
     assert run_main(monkeypatch, "train", "mini_stage1", "data.sed=1") == 2
     assert "(nearest: seed)" in capsys.readouterr().err
 
 
 def test_train_returns_the_code_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    started = []
-    monkeypatch.setattr("launcher.start.run", lambda arguments, processes: started.append((arguments, processes)) or 7)
+    started: list[Any] = []
+    monkeypatch.setattr("launcher.start.train", lambda *given, **options: started.append((given, options)) or 7)
     assert run_main(monkeypatch, "train", "mini_stage1", "data.seed=3", "--processes", "2", "--debug") == 7
-    [(arguments, processes)] = started
-    assert processes == 2
-    assert arguments[-2:] == ["data.seed=3", "--debug"]
+    [((recipe, config, overrides), options)] = started
+    assert (recipe.data.seed, config.name, overrides) == (3, "mini_stage1.yaml", ["data.seed=3"])
+    assert options == {"processes": 2, "debug": True}
 
 
 def test_manifest_counts_what_it_kept_and_dropped(tmp_path: Path) -> None:

@@ -1,0 +1,24 @@
+"""The section `supervision` of a recipe: when a run hangs, and how often it is started again. It says nothing of what
+is learnt, so it may change between a checkpoint and what goes on from it."""
+
+from __future__ import annotations
+
+from pydantic import Field, NonNegativeInt, PositiveFloat
+
+from blsp.section import Section
+
+
+class SupervisionSection(Section):
+    restarts: NonNegativeInt = Field(
+        20, description="how often a failed run is started again; always at most 3 times in a row without a checkpoint"
+    )
+    hang_timeout_s: PositiveFloat = Field(
+        600,
+        description="a run hangs when the slowest rank is in one part of a step (data, forward, ...) for so long",
+    )
+    start_timeout_s: PositiveFloat = Field(
+        1800, description="the same before the first step: starting, meeting the others, one part of loading"
+    )
+    aside_timeout_s: PositiveFloat = Field(
+        3600, description="the same in a save, an export, or one micro-batch of a validation"
+    )
