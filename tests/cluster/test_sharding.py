@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.sharding import Traffic, Weights, Zero, states, traffic
@@ -23,6 +23,7 @@ def padding(weights: Weights, ranks: int) -> int:
     return 16 * (tensors + 2 * ranks * len(weights.trained))
 
 
+@settings(max_examples=40)
 @given(WEIGHTS, RANKS, st.integers(2, 4), ZERO)
 def test_more_ranks_never_hold_more_each(weights: Weights, ranks: int, times: int, cut: tuple[int, bool]) -> None:
     few, many = (states(weights, Zero(cut[0], n, cut[1]), accumulation=2) for n in (ranks, ranks * times))
@@ -31,6 +32,7 @@ def test_more_ranks_never_hold_more_each(weights: Weights, ranks: int, times: in
         assert many.total <= few.total + padding(weights, ranks * times)
 
 
+@settings(max_examples=40)
 @given(WEIGHTS, RANKS)
 def test_a_later_stage_never_holds_more(weights: Weights, ranks: int) -> None:
     first, second, third, cut = (
@@ -40,6 +42,7 @@ def test_a_later_stage_never_holds_more(weights: Weights, ranks: int) -> None:
     assert first == second >= third - padding(weights, ranks) >= cut - 2 * padding(weights, ranks)
 
 
+@settings(max_examples=40)
 @given(WEIGHTS, ZERO)
 def test_one_rank_holds_everything(weights: Weights, cut: tuple[int, bool]) -> None:
     held = states(weights, Zero(cut[0], 1, cut[1]), accumulation=1)
@@ -49,6 +52,7 @@ def test_one_rank_holds_everything(weights: Weights, cut: tuple[int, bool]) -> N
     assert held.gradients >= weights.num_trained * weights.bytes_each
 
 
+@settings(max_examples=40)
 @given(WEIGHTS, RANKS, ZERO, st.integers(1, 9))
 def test_every_gradient_travels_and_nothing_does_alone(
     weights: Weights, ranks: int, cut: tuple[int, bool], accumulation: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -39,6 +40,28 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]
     return int(stop.value.code or 0), printed.out + printed.err
 
 
+def tables() -> list[tuple[str, str]]:
+    """Commands of docs/cluster.md, and what it says that they print."""
+    text = (
+        (REPOSITORY / "docs/cluster.md").read_text("utf-8").partition("\n## How many GPUs\n")[2].partition("\n## ")[0]
+    )
+    shown = re.findall(r"^    \$ blsp estimate (.*)\n((?:(?:    .*)?\n)+)", text, re.MULTILINE)
+    return [(command, re.sub("^    ", "", output, flags=re.MULTILINE).strip()) for command, output in shown]
+
+
+@pytest.mark.parametrize(("command", "output"), tables(), ids=[command for command, _ in tables()])
+def test_the_pages_tables_are_what_the_command_prints(
+    models: Path, capsys: pytest.CaptureFixture[str], command: str, output: str
+) -> None:
+    assert said(capsys, *command.split()) == (0, output + "\n")
+
+
+def test_the_page_has_both_stages() -> None:
+    commands = [command for command, _ in tables()]
+    assert [STAGE_1 in commands[0], STAGE_2 in commands[1]] == [True, True]
+
+
+@pytest.mark.slow
 def test_it_answers_in_a_second_without_torch(models: Path) -> None:
     code = (
         f"import sys; from launcher.cli import main; sys.argv[1:] = ['estimate', '{STAGE_2}']\n"
