@@ -27,7 +27,7 @@ def follow(run: Path | str, idle_s: float | None = None) -> Iterator[dict[str, A
         if size > place:
             with path.open("rb") as file:
                 file.seek(place)
-                lines = file.read().splitlines(keepends=True)
+                lines = file.readlines()
             again = told if place == 0 else -1
             for line in lines:
                 if not line.endswith(b"\n"):  # half written

@@ -173,7 +173,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     """The lines of `log.jsonl` or `launches.jsonl`; without those that a killed run left half written, or that two runs
     wrote into each other. [] when there is no such file."""
     records = []
-    for line in path.read_bytes().splitlines() if path.exists() else []:
+    for line in path.read_bytes().split(b"\n") if path.exists() else []:
         with suppress(ValueError):
             record = parse_object(line)
             if type(record.get("step")) is int:

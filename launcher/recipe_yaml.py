@@ -67,6 +67,10 @@ class _Loader(yaml.SafeLoader):
         return yaml.composer.ComposerError(None, None, what, self.current_event.start_mark)
 
 
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that puts quotes also around texts that only YAML 1.2 takes for numbers, as 0E0."""
+
+
 for _tag, _pattern, _first in (
     ("bool", r"true|false", "tf"),
     ("null", r"null|~|", "n~"),
@@ -74,7 +78,8 @@ for _tag, _pattern, _first in (
     ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", "-+0123456789."),
 ):
     _firsts: list[str | None] = [*_first, *([""] if _tag == "null" else [])]
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _firsts)
+    for _reads in (_Loader, _Dumper):
+        _reads.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _firsts)
 _SCALARS = {f"tag:yaml.org,2002:{tag}" for tag in ("bool", "null", "int", "float", "str")}
 
 
@@ -208,7 +213,7 @@ class RecipeYaml:
 
 def to_yaml(values: Mapping[str, Any]) -> str:
     """Plain values as YAML that reads back to equal ones."""
-    text: str = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=120)
+    text: str = yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     return text
 
 

@@ -3,17 +3,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.hostfile import Host, read_hostfile
 from tests.bounds import bounded
+from tests.fuzzing import fuzz
 
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
 hosts_of_a_file = st.lists(st.builds(Host, names, st.integers(1, 9999)), min_size=1, unique_by=lambda host: host.name)
 padding = st.sampled_from(["", " ", "\t", "  "])
 noise = st.sampled_from(["", "# a comment", "   ", "#node slots=4"])
-shared_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -22,7 +22,7 @@ def written(tmp_path: Path, text: str) -> Path:
     return path
 
 
-@shared_folder
+@fuzz
 @given(hosts=hosts_of_a_file, data=st.data())
 def test_hosts_come_back_in_order_whatever_the_layout(tmp_path: Path, hosts: list[Host], data: st.DataObject) -> None:
     lines = []
@@ -34,7 +34,7 @@ def test_hosts_come_back_in_order_whatever_the_layout(tmp_path: Path, hosts: lis
     assert read_hostfile(written(tmp_path, "\n".join(lines))) == hosts
 
 
-@shared_folder
+@fuzz
 @given(text=st.text())
 def test_any_text_is_read_or_refused_with_the_line(tmp_path: Path, text: str) -> None:
     path = written(tmp_path, text.encode("utf-8", "replace").decode())

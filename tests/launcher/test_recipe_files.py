@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from blsp.recipe import KINDS, EvalRecipe, QFormerSection, Recipe, ShardRecipe, TrainRecipe
@@ -15,6 +15,7 @@ from launcher.recipe_files import find, load, load_kind, shipped_recipes
 from launcher.recipe_yaml import RecipeError, to_yaml
 from shards.batches.plan import Plan
 from shards.batches.sizes import Caps, Sizes
+from tests.fuzzing import fuzz
 
 GOOD = """\
 kind: train
@@ -172,6 +173,13 @@ def test_a_value_may_hold_equals_signs_and_dots(recipe_file: Path) -> None:
     assert train_recipe(recipe_file, "model.llm=/a/b.c=d").model.llm == "/a/b.c=d"
 
 
+@pytest.mark.parametrize("name", ["1e4", "0E0", "no", "1:30", "0x1", "2026-11-22", "~", ".5", "null"])
+def test_a_text_that_looks_like_something_else_is_written_so_that_it_reads_back(recipe_file: Path, name: str) -> None:
+    recipe = train_recipe(recipe_file, f"model.llm='{name}'")
+    recipe_file.write_text(to_yaml(recipe.model_dump(mode="json")), "utf-8")
+    assert train_recipe(recipe_file) == recipe and recipe.model.llm == name
+
+
 # Finding
 
 
@@ -323,7 +331,7 @@ def test_systems_of_an_evaluation_are_checked_one_by_one(recipe_file: Path) -> N
     ]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@fuzz
 @given(text=st.text(), overrides=st.lists(st.text(), max_size=2))
 def test_no_text_brings_anything_but_recipe_errors(recipe_file: Path, text: str, overrides: list[str]) -> None:
     recipe_file.write_text(text, "utf-8", errors="replace")
@@ -331,7 +339,7 @@ def test_no_text_brings_anything_but_recipe_errors(recipe_file: Path, text: str,
         load(recipe_file, overrides)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@fuzz
 @given(override=st.from_regex(r"(kind|run|model\.(llm|lora|init)|stage(\.train)?|data|optim\.lr)=.*", fullmatch=True))
 def test_any_override_of_a_good_recipe_is_applied_or_refused(recipe_file: Path, override: str) -> None:
     recipe_file.write_text(GOOD, "utf-8")

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import json
 import string
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.manifest import parse_line, read_manifest, write_manifest
 from shards.sample import EMOTIONS, Utterance
+from tests.fuzzing import damaged, fuzz, json_values
 
 names = st.text(string.ascii_letters + string.digits + "_-.äß文", min_size=1, max_size=20)
 utterances = st.builds(
@@ -24,8 +26,8 @@ utterances = st.builds(
 )
 
 
-@given(st.lists(utterances, min_size=1, max_size=5, unique_by=lambda utterance: utterance.id))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@fuzz
+@given(rows=st.lists(utterances, min_size=1, max_size=5, unique_by=lambda utterance: utterance.id))
 def test_what_is_written_is_read_sorted_by_id(tmp_path: Path, rows: list[Utterance]) -> None:
     write_manifest(tmp_path / "m.jsonl", rows)
     assert read_manifest(tmp_path / "m.jsonl") == sorted(rows, key=lambda utterance: utterance.id)
@@ -81,9 +83,39 @@ def test_an_empty_manifest_is_refused(tmp_path: Path) -> None:
         read_manifest(tmp_path / "m.jsonl")
 
 
-@given(st.binary(max_size=60))
+@fuzz
+@given(line=st.binary(max_size=60))
 def test_any_bytes_are_an_object_or_a_value_error(line: bytes) -> None:
     try:
         assert isinstance(parse_line(line), dict)
     except ValueError as error:
         assert str(error)
+
+
+LINE = {"id": "a", "audio": "a.wav", "text": "Yes.", "corpus": "c", "start_s": 0.5, "messages": [
+    {"role": "user", "text": "I saw it.", "audio": "b.wav"}, {"role": "assistant", "text": "What?"}]}  # fmt: skip
+
+
+@pytest.mark.slow
+@fuzz
+@given(data=st.data())
+def test_any_line_is_an_utterance_that_reads_back_or_is_named(tmp_path: Path, data: st.DataObject) -> None:
+    line = {**LINE, data.draw(st.sampled_from([*LINE, "duration_s", "emotion", "x"])): data.draw(json_values)}
+    line["messages"] = data.draw(st.just(line["messages"]) | st.lists(json_values | messages(data), max_size=3))
+    content = json.dumps(line).encode()
+    path = tmp_path / "m.jsonl"
+    path.write_bytes(data.draw(st.just(content) | damaged(content)))
+    try:
+        rows = read_manifest(path)
+    except ValueError as error:
+        assert str(error).startswith(f"{path}") and str(error).replace("\n", "").isprintable()
+    else:
+        write_manifest(tmp_path / "again.jsonl", rows)
+        assert read_manifest(tmp_path / "again.jsonl") == sorted(rows, key=lambda utterance: utterance.id)
+
+
+def messages(data: st.DataObject) -> st.SearchStrategy[dict[str, object]]:
+    """Turns with a field of anything."""
+    field = data.draw(st.sampled_from(["role", "text", "audio", "start_s", "duration_s", "num_samples"]))
+    turns = st.sampled_from([{"role": "user", "text": "a", "audio": "b"}, {"role": "assistant", "text": "a"}])
+    return st.builds(lambda turn, value: {**turn, field: value}, turns, json_values)

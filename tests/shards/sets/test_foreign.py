@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import webdataset
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.sets.foreign import ForeignSample, UnusableError, samples, translate
 from shards.sets.index import MAX_AUDIO_BYTES, MAX_RECORD_BYTES
 from shards.sets.tar_scan import TarWindow
+from tests.fuzzing import fuzz
 
 
 def tar(*files: tuple[str, bytes]) -> bytes:
@@ -41,7 +42,7 @@ PARTS = st.sampled_from(["a", "b", "a.b", "d/a", "d.e/a", "__meta__", "é"])
 SUFFIXES = st.sampled_from([".wav", ".json", ".WAV", ".x.wav", "", ".cls", ".txt"])
 
 
-@settings(max_examples=150, deadline=None)
+@fuzz
 @given(st.lists(st.tuples(PARTS, SUFFIXES).map("".join), max_size=8))
 def test_members_form_the_samples_that_webdataset_forms(names: list[str]) -> None:
     data = tar(*((name, b"0") for name in names))
@@ -117,7 +118,8 @@ def test_what_cannot_be_used_has_a_reason(files: list[tuple[str, bytes]], reason
     assert len(str(fault.value)) < 500
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.mark.slow
+@fuzz
 @given(
     st.dictionaries(
         st.sampled_from(["text", "transcript", "emotion", "speaker", "speaker_id", "language", "id"]),

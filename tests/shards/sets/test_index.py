@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.sets.index import INDEX_ROW, decode_array, encode_array
 from shards.sets.shard_set import CorruptSample, Sample, ShardSet
+from tests.fuzzing import fuzz
 from tests.shards.sets.made import edit
 
 
@@ -69,10 +70,9 @@ JSON = st.recursive(
     max_leaves=6,
 )
 FIELDS = ["format", "dataset_id", "prompt", "corpora", "shards", "audio_files", "teacher"]
-ANY_TEST = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@ANY_TEST
+@fuzz
 @given(data=st.data())
 def test_whatever_dataset_json_says_the_answer_is_a_sentence(shard_set: ShardSet, data: st.DataObject) -> None:
     path = Path(shard_set.url) / "dataset.json"
@@ -95,7 +95,7 @@ def test_whatever_dataset_json_says_the_answer_is_a_sentence(shard_set: ShardSet
         path.write_bytes(intact)
 
 
-@ANY_TEST
+@fuzz
 @given(data=st.data())
 def test_whatever_an_index_holds_the_answer_is_a_sentence(shard_set: ShardSet, data: st.DataObject) -> None:
     """Also with a checksum that fits: whoever made the damage may have made that too."""

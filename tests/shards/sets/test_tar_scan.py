@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.sets.tar_scan import Member, TarWindow, scan_tar
+from tests.fuzzing import fuzz
 
 NAMES = st.lists(
     st.text(st.characters(codec="utf-8", exclude_characters="\0\\"), min_size=1, max_size=12).filter(
@@ -47,7 +48,7 @@ def info(name: str, size: int = 0, **fields: object) -> tarfile.TarInfo:
     return made
 
 
-@settings(max_examples=60, deadline=None)
+@fuzz
 @given(
     files=st.lists(st.tuples(NAMES, st.binary(max_size=1500), st.floats(0, 2**31)), min_size=1, max_size=6),
     form=st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]),
@@ -146,7 +147,7 @@ def test_what_is_no_whole_plain_tar_is_a_sentence(kind: str) -> None:
         scan(data)
 
 
-@settings(max_examples=300, deadline=None)
+@fuzz
 @given(data=st.data())
 def test_whatever_the_bytes_are_a_scan_ends_with_members_inside_the_file_or_a_sentence(data: st.DataObject) -> None:
     content = bytearray(
