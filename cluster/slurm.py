@@ -40,7 +40,12 @@ _SCRIPT = """\
 
 # Told to stop (USR1: the walltime comes near, or another job goes first), the command saves and ends.
 child='' told=''
-stop() {{ trap '' USR1 TERM; told=yes; if [ "$child" ]; then kill -TERM "$child"; fi; }}
+stop() {{
+  trap '' USR1 TERM
+  told=yes
+  echo "SLURM asks to stop" >&2
+  if [ "$child" ]; then kill -TERM "$child"; fi
+}}
 trap stop USR1 TERM
 
 {modules}{command} &

@@ -217,6 +217,7 @@ def train(
     raise typer.Exit(start.train(loaded, find(recipe), overrides, processes=processes, debug=debug))
 
 
+app.command()(cluster_verbs.launch)
 app.command()(cluster_verbs.submit)
 app.command()(cluster_verbs.estimate)
 

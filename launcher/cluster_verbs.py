@@ -10,6 +10,30 @@ import typer
 from launcher.arguments import Overrides, RecipeName
 
 
+def launch(
+    context: typer.Context,
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Training processes on each host; default: one per GPU, one without.")
+    ] = None,
+    container: Annotated[
+        Path | None, typer.Option(metavar="IMAGE", help="Apptainer image for the training processes.")
+    ] = None,
+) -> None:
+    """Train on all hosts of the SLURM job that it is in; what `blsp submit` runs."""
+    from blsp.recipe import TrainRecipe
+    from launcher import allocation
+    from launcher.recipe_files import find, load_kind
+
+    overrides = overrides or []
+    loaded = load_kind(TrainRecipe, recipe, overrides)  # before any process starts
+    debug = context.find_root().params["debug"]
+    raise typer.Exit(
+        allocation.train(loaded, find(recipe), overrides, processes=processes, container=container, debug=debug)
+    )
+
+
 def submit(
     recipe: RecipeName,
     overrides: Overrides = None,

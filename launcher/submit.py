@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from blsp.recipe import ShardRecipe, TrainRecipe
 from blsp.slurm_section import SlurmSection
+from cluster.exit_codes import ExitCode
 from cluster.files import write_atomically
 from cluster.slurm import Job, batch_script, literal, submit
 from launcher.recipe_files import load
 from launcher.recipe_yaml import RecipeError
 from shards.sets.store import is_url
 
-_STOPPED = {"train": 75, "shard": 143}  # exit codes after SIGTERM; shards need nothing but to be begun again
+# Exit codes after SIGTERM; shards need nothing but to be begun again.
+_STOPPED = {"train": int(ExitCode.STOPPED), "shard": 128 + signal.SIGTERM}
 
 
 def as_overrides(given: Mapping[str, object]) -> list[str]:

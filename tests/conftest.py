@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from tests.testbed.hosts import Bed
+    from tests.testbed.slurm import Slurm
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -96,3 +97,21 @@ def bed(two_hosts: Bed) -> Bed:
     """`login`, `node1` and `node2` with ssh between them (see tests/testbed/hosts.py), all of them running."""
     two_hosts.mend()
     return two_hosts
+
+
+@pytest.fixture(scope="session")
+def slurm_on_two_hosts(two_hosts: Bed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    """The one SLURM of the test run; `slurm` is what tests ask for."""
+    from tests.testbed.slurm import slurm_up, why_not
+
+    if (why := why_not()) is not None:
+        pytest.skip(why)
+    with slurm_up(two_hosts, tmp_path_factory.mktemp("slurm")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def slurm(slurm_on_two_hosts: Slurm) -> Slurm:
+    """A real SLURM on `node1` and `node2` (see tests/testbed/slurm.py), all of it running and idle."""
+    slurm_on_two_hosts.mend()
+    return slurm_on_two_hosts
