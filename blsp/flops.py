@@ -22,13 +22,14 @@ from torch import nn
 
 from blsp.model import SpeechLM
 from blsp.recipe import StageSection
+from cluster.machines import GPUS
 from shards.batches.collate import Batch
 
 # Dense bfloat16 per second, from the maker's data sheets; the first name that fits. Cards called NVL are slower than
 # their namesakes, by how much is not known here.
 _PEAKS = {
-    "NVL": None, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12,
-    "L40S": 362e12,
+    "NVL": None, "H200": GPUS["h200"].peak_flops, "H100 PCIe": 756e12, "H100": GPUS["h100"].peak_flops, "H800": 989e12,
+    "A100": GPUS["a100-80"].peak_flops, "A800": 312e12, "L40S": 362e12,
 }  # fmt: skip
 
 

@@ -138,11 +138,12 @@ def _bytes_if_resident(recipe: TrainRecipe, world: int) -> float:
         AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)  # brought here if need be
     try:
         parts = read_parts(recipe)
+        made = job(recipe, parts, read_workload(recipe, parts))
     except NoFormula:
         frozen, trained = _weights(recipe)
         each = 2 if section.dtype == "bfloat16" else 4
         return (frozen * each + trained * _BYTES_PER_TRAINED / world) / _SHARE_FOR_STATES
-    return memory(job(recipe, parts, read_workload(recipe, parts)), Zero(3, world)).total
+    return memory(made, Zero(3, world)).total
 
 
 def _weights(recipe: TrainRecipe) -> tuple[int, int]:

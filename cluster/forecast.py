@@ -109,11 +109,12 @@ def forecast(job: Job, zero: Zero, gpu: Gpu, fabric: Fabric) -> Forecast | None:
     if not rate or zero.ranks > job.micro_batches:
         return None
     accumulation = job.accumulation(zero.ranks)
-    compute_s = accumulation * job.flops / gpu.flops
+    micro_batch_s = job.flops / gpu.flops(job.weights.bytes_each)
+    compute_s = accumulation * micro_batch_s
     sent = step_traffic(job, zero).on_the_wire(zero.ranks)
     network_s = sent / rate
     step_s = max(compute_s, network_s) if zero.stage == 3 else compute_s + network_s
-    busy = job.micro_batches * job.flops / gpu.flops / zero.ranks / step_s
+    busy = job.micro_batches * micro_batch_s / zero.ranks / step_s
     return Forecast(zero, memory(job, zero), compute_s, network_s, step_s, sent, busy)
 
 

@@ -11,19 +11,23 @@ LINE_RATE_SHARE = 0.8  # of what a link could carry, collectives over large mess
 
 @dataclass(frozen=True)
 class Gpu:
-    """`memory_bytes` is what torch says the card has; operations per second are those of dense bfloat16."""
+    """`memory_bytes` is what torch says the card has; operations per second are dense ones."""
 
     name: str
     memory_bytes: float
-    peak_flops: float
+    peak_flops: float  # in bfloat16
+    peak_float32_flops: float
     share_of_peak: float  # that a training step reaches, assumed
     memory_bytes_per_s: float
     nvlink_bytes_per_s: float  # one way
 
-    @property
-    def flops(self) -> float:
-        """Per second, as expected."""
-        return self.peak_flops * self.share_of_peak
+    def peak(self, bytes_each: int) -> float:
+        """Operations per second on numbers of 2 or 4 bytes."""
+        return self.peak_flops if bytes_each == 2 else self.peak_float32_flops
+
+    def flops(self, bytes_each: int) -> float:
+        """As many as are expected."""
+        return self.peak(bytes_each) * self.share_of_peak
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,10 @@ class Fabric:
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("a100-40", 39.4 * GIB, 312e12, 0.5, 1.555e12, 300e9),
-        Gpu("a100-80", 79.1 * GIB, 312e12, 0.5, 2.039e12, 300e9),
-        Gpu("h100", 79.1 * GIB, 989e12, 0.4, 3.35e12, 450e9),
-        Gpu("h200", 139.8 * GIB, 989e12, 0.4, 4.8e12, 450e9),
+        Gpu("a100-40", 39.4 * GIB, 312e12, 19.5e12, 0.5, 1.555e12, 300e9),
+        Gpu("a100-80", 79.1 * GIB, 312e12, 19.5e12, 0.5, 2.039e12, 300e9),
+        Gpu("h100", 79.1 * GIB, 989e12, 67e12, 0.4, 3.35e12, 450e9),
+        Gpu("h200", 139.8 * GIB, 989e12, 67e12, 0.4, 4.8e12, 450e9),
     )
 }
 FABRICS = {

@@ -59,7 +59,7 @@ def run(recipe: TrainRecipe | ShardRecipe, gpus: int | None, gpu_name: str, fabr
     spoken = writing(parts.llm, gpu, workload.clips.transcript, _BATCH_SIZE, _NEW_TOKENS)
     report.writing(spoken, _BATCH_SIZE, _NEW_TOKENS, workload.clips.number, workload.clips.seconds)
     report.recommend(chosen, limit, asked)
-    report.assumptions()
+    report.assumptions(needed)
 
 
 def _named(known: Mapping[str, T], name: str, option: str) -> T:

@@ -65,11 +65,15 @@ class Report:
         of the mean size."""
         gpu = self._gpu
         self._say(f"\nMemory of each of {chosen.gpus} x {gpu.name}, in GB of {_gb(gpu.memory_bytes)}")
-        table = _table("", *(heading for heading, *_ in _PARTS), "all", "fits, clips")
+        table = _table("", *(heading for heading, *_ in _PARTS), "all", "clips", "step, s")
         held = {zero: memory(job, zero) for zero in ways(chosen.gpus)}
         for zero, made in held.items():
             clips = workload.mean.clips * most_that_fits(average, zero, gpu)
-            table.add_row(_short(zero), *map(_gb, _sizes(made)), _gb(made.total), f"{clips:,.0f}" if clips else "none")
+            step = forecast(job, zero, gpu, self._fabric)
+            table.add_row(
+                _short(zero), *map(_gb, _sizes(made)), _gb(made.total), f"{clips:,.0f}" if clips else "none",
+                "–" if step is None else f"{step.step_s:,.2f}",
+            )  # fmt: skip
         self._print(table)
         self._say()
         longest = max(gpu.memory_bytes, *(made.total for made in held.values()))
@@ -82,7 +86,7 @@ class Report:
             self._print(bar)
         self._say(" " * (12 + round(gpu.memory_bytes / longest * _BAR)) + f"| {gpu.name}")
         self._say("  ".join(f"{sign} {name}" for _, name, sign, _ in _PARTS))
-        self._say("whole: frozen weights resident on every GPU; cut: partitioned. fits: clips of a micro-batch.")
+        self._say("whole: frozen weights resident on every GPU; cut: partitioned. clips: the most that fit.")
 
     def times(
         self, job: Job, rows: Sequence[Forecast], chosen: Forecast, recipe: TrainRecipe, workload: Workload
@@ -125,11 +129,11 @@ class Report:
             f"network; the GPUs work {chosen.busy:.0%} of the time{'; ' + limit if limit else ''}."
         )
 
-    def assumptions(self) -> None:
+    def assumptions(self, job: Job) -> None:
         """All of them."""
-        gpu = self._gpu
+        gpu, peak = self._gpu, self._gpu.peak(job.weights.bytes_each)
         self._say(
-            f"\nAssumed, not measured: products reach {gpu.share_of_peak:.0%} of {gpu.peak_flops / 1e12:,.0f} TFLOP/s; "
+            f"\nAssumed, not measured: products reach {gpu.share_of_peak:.0%} of {peak / 1e12:,.0f} TFLOP/s; "
             f"links reach {LINE_RATE_SHARE:.0%} of their rate (NVLink {gpu.nvlink_bytes_per_s / 1e9:,.0f} GB/s a GPU, "
             f"{GPUS_PER_HOST} GPUs a host); what ZeRO-3 sends travels while layers are computed, what stages 1 and 2 "
             f"send does not; data is there in time. alloc: {CONTEXT_BYTES / 1e9:g} GB of CUDA's own and "

@@ -6,6 +6,7 @@ from typing import Any
 
 from blsp import zero
 from blsp.estimate.activations import ROWS_PER_CHUNK, kept
+from blsp.estimate.families import NoFormula
 from blsp.estimate.operations import operations
 from blsp.estimate.parts import Parts, weights
 from blsp.estimate.workload import Workload
@@ -13,13 +14,21 @@ from blsp.recipe import TrainRecipe
 from cluster.forecast import Job
 from cluster.sharding import Zero
 
+# Weights or states elsewhere than on the GPUs, or in fewer bits.
+_NOT_RECKONED = ("offload_", "zero_hpz", "zero_quantized", "mics_", "zenflow")
+
 
 def job(recipe: TrainRecipe, parts: Parts, workload: Workload) -> Job:
-    """Of a recipe whose micro-batches are those of `workload`."""
+    """Of a recipe whose micro-batches are those of `workload`. Raises NoFormula for DeepSpeed's other ways."""
     stage, checkpointing, tensors = recipe.stage, recipe.engine.gradient_checkpointing, weights(parts, recipe)
     held = kept(parts, stage, checkpointing, tensors.bytes_each, workload.largest)
     cut = recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"zero_stage": 3})})
     settings: dict[str, Any] = zero.config(cut, 1, partitioned=True)["zero_optimization"]
+    if moved := sorted(key for key in settings if key.startswith(_NOT_RECKONED)):
+        raise NoFormula(
+            f"engine.deepspeed: zero_optimization.{moved[0]} is not reckoned with here, and nothing is guessed; leave "
+            "it out of what is estimated"
+        )
     return Job(
         weights=tensors,
         activation_bytes=held.by_autograd,

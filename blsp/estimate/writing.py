@@ -30,8 +30,8 @@ def writing(llm: Llm, gpu: Gpu, transcript: float, batch_size: int, max_new_toke
     """`batch_size` clips at once, each of `transcript` tokens, up to `max_new_tokens` tokens: the longest of a batch
     takes them nearly always."""
     multiplying = llm.layers * sum(linear.before * linear.after for linear in llm.linears) + llm.embeddings
-    reading = 2 * multiplying * batch_size * (_PROMPT_TOKENS + transcript) / gpu.flops
+    reading = 2 * multiplying * batch_size * (_PROMPT_TOKENS + transcript) / gpu.flops(_BYTES)
     weights = multiplying * _BYTES / (gpu.memory_bytes_per_s * READING_SHARE)
-    operations = 2 * multiplying * batch_size / gpu.flops
+    operations = 2 * multiplying * batch_size / gpu.flops(_BYTES)
     token = max(weights, operations, llm.layers * LAYER_S)
     return Writing(batch_size / (reading + max_new_tokens * token))

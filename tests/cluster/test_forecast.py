@@ -122,6 +122,13 @@ def test_zero_1_is_chosen_in_bfloat16_only_where_it_is_asked_for() -> None:
     assert found is not None and found.zero == Zero(1, 8)
 
 
+def test_float32_is_as_much_slower_as_the_card_is() -> None:
+    whole = replace(SEVEN_B, weights=replace(SEVEN_B.weights, bytes_each=4))
+    fast, slow = (forecast(job, Zero(3, 8), A100, HDR) for job in (SEVEN_B, whole))
+    assert fast is not None and slow is not None
+    assert slow.compute_s == pytest.approx(fast.compute_s * 312 / 19.5)
+
+
 def test_what_an_update_needs_counts_where_it_is_more() -> None:
     little = replace(SEVEN_B, activation_bytes=0, logit_bytes=0, most_logit_bytes=0)
     assert memory(little, Zero(3, 1)).update == pytest.approx(3 * 4 * SEVEN_B.weights.num_trained, rel=1e-6)

@@ -43,6 +43,14 @@ def test_a_later_stage_never_holds_more(weights: Weights, ranks: int) -> None:
 
 
 @settings(max_examples=40)
+@given(WEIGHTS, RANKS, ZERO)
+def test_all_ranks_together_hold_one_optimizer(weights: Weights, ranks: int, cut: tuple[int, bool]) -> None:
+    held = states(weights, Zero(cut[0], ranks, cut[1]), accumulation=2).optimizer * ranks
+    whole = (12 * weights.num_trained) + 4 * len(weights.trained) * ranks
+    assert whole <= held <= whole + 12 * (ranks * sum(map(len, weights.trained)) + 2 * ranks * len(weights.trained))
+
+
+@settings(max_examples=40)
 @given(WEIGHTS, ZERO)
 def test_one_rank_holds_everything(weights: Weights, cut: tuple[int, bool]) -> None:
     held = states(weights, Zero(cut[0], 1, cut[1]), accumulation=1)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -68,18 +68,17 @@ def test_it_answers_in_a_second_without_torch(models: Path) -> None:
         "try: main()\nexcept SystemExit: pass\n"
         "print('loaded:', *(name for name in ('torch', 'transformers', 'deepspeed') if name in sys.modules))"
     )
-    seconds = []
+    used = []  # by the process: other tests may want the cores too
     for _ in range(3):
-        began = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=models, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, text=True,
             capture_output=True, check=True,
         )  # fmt: skip
-        seconds.append(time.perf_counter() - began)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
         assert done.stdout.endswith("\nloaded:\n")
-        if seconds[-1] < 1:
-            break
-    assert min(seconds) < 1
+    assert min(used) < 1
 
 
 def test_everything_that_is_asked_of_it_is_there(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,7 +87,7 @@ def test_everything_that_is_asked_of_it_is_there(models: Path, capsys: pytest.Ca
     for words in (
         "8.25 B weights, 16.5 GB", "82.3 M weights: adapter", "PFLOP: encoder", "checkpoint", "Memory of each of 64 x",
         "ZeRO-1", "ZeRO-2", "ZeRO-3 whole", "ZeRO-3 cut", "grads", "optim", "activ", "logits", "gather", "alloc",
-        "fits, clips", "NVLink  8 x HDR  4 x 100 Gb  1 x 100 Gb  sent, GB", "Continuations for 1,000 hours of speech",
+        "  clips  step, s", "NVLink  8 x HDR  4 x 100 Gb  1 x 100 Gb  sent, GB", "Continuations for 1,000 hours of ",
         "Take 64 x a100-80 with ZeRO-3, frozen resident, as the recipe says", "data.micro_batches = 64",
         "Assumed, not measured",
     ):  # fmt: skip
@@ -108,6 +107,7 @@ def test_everything_that_is_asked_of_it_is_there(models: Path, capsys: pytest.Ca
         (["--fabric", "tin"], "--fabric tin: is not one of nvlink, 8xhdr, 4x100gb, 1x100gb"),
         (["engine.zero_stage=0"], "engine.zero_stage: there is no formula for 0"),
         (["model.adapter.type=qformer"], "model.adapter: there is no formula for 'qformer'"),
+        (["engine.deepspeed.zero_optimization.offload_optimizer.device=cpu"], "offload_optimizer is not reckoned with"),
         (["model.llm=some/other"], "hf download some/other config.json"),
     ],
 )
