@@ -176,11 +176,7 @@ def prepare(recipe: TrainRecipe, device: torch.device, on_step: OnStep, owner: O
         for name, lr in recipe.optim.lr.items()
     ]
     optimizer = torch.optim.AdamW(groups, betas=recipe.optim.betas, weight_decay=recipe.optim.weight_decay)
-    # One gather per encoder layer instead of one per linear map (WavLM's layers use weights of maps that they never
-    # call). Not for the adapter: as a leaf whose input needs no gradient
-    # (stage 1) DeepSpeed would let go of its weights before their backward pass.
-    layers: Any = model.encoder.trainable()["layers"]
-    set_z3_leaf_modules(stage, [*{type(layer) for layer in layers}, Head], raise_if_not_found=False)
+    set_z3_leaf_modules(stage, _gathered_at_once(model, recipe.stage), raise_if_not_found=False)
     engine, *_ = deepspeed.initialize(model=stage, optimizer=optimizer, config=settings)
     engine.train()
     model.train()
@@ -209,6 +205,19 @@ def prepare(recipe: TrainRecipe, device: torch.device, on_step: OnStep, owner: O
         run.tracker = Tracker(recipe.run, run.step, still_owned=saver.still_owned)
         on_step(run.step, total, "")
     return run
+
+
+def _gathered_at_once(model: SpeechLM, section: StageSection) -> list[type[nn.Module]]:
+    """Whose weights DeepSpeed gathers in one go and not one linear map after the other: the encoder's layers. WavLM's
+    attention reads weights of maps that it never calls.
+
+    Of such a module whose input needs no gradient DeepSpeed lets go before its backward pass. So the adapter (stage 1)
+    is none, nor are layers with LoRA, the first of which hears what is frozen; WavLM's attention has no LoRA within.
+    """
+    layers: Any = model.encoder.trainable()["layers"]
+    if "encoder_lora" in section.train:
+        layers = [layer.attention for layer in layers] if model.encoder.uncalled else []
+    return [*{type(layer) for layer in layers}, Head]
 
 
 def _data(recipe: TrainRecipe, model: SpeechLM) -> tuple[ShardSet, Plan, Reader]:

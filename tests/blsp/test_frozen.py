@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, WavLMConfig
 
 from blsp import frozen
 from blsp.estimate.families import NoFormula
@@ -20,17 +20,36 @@ from blsp.estimate.job import job
 from blsp.estimate.parts import read_parts
 from blsp.estimate.workload import read_workload
 from blsp.model import SpeechLM
-from blsp.recipe import TrainRecipe
+from blsp.recipe import StageSection, TrainRecipe
 from cluster.forecast import memory
 from cluster.sharding import Zero
+from shards.sets.teacher import TeacherSpec
 from tests.blsp.frozen_steps import STEPS
 from tests.blsp.test_engine import finish, start
-from tests.blsp.tiny import ALL_AT_ONCE, CPU, LORA, STAGE_1, make_encoder, make_loud_llm, make_shards, model_section
+from tests.blsp.tiny import (
+    ALL_AT_ONCE,
+    CPU,
+    LORA,
+    STAGE_1,
+    WAVE_SIZES,
+    make_encoder,
+    make_loud_llm,
+    make_shards,
+    make_wave_encoder,
+    model_section,
+)
 
 # As with an LLM of 7 B: nothing stays gathered until it is used again.
 NOTHING_KEPT = {"zero_optimization": {"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}}
 CHOICES = ("resident", "partitioned")
-STAGES = {"all": ALL_AT_ONCE, "stage_1": STAGE_1, "tied": STAGE_1}
+# WavLM, LoRA on it, and what the teacher says from the shards.
+WAVE = StageSection.model_validate(
+    {
+        **ALL_AT_ONCE.model_dump(mode="json"),
+        "train": ["adapter", "encoder_lora", "lora", "classifier"], "teacher": "cached",
+    }
+)  # fmt: skip
+STAGES = {"all": ALL_AT_ONCE, "stage_1": STAGE_1, "tied": STAGE_1, "wave": WAVE}
 KINDS = {**STAGES, "bfloat16": ALL_AT_ONCE}
 
 
@@ -44,10 +63,15 @@ def results(root: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str, dict[st
     """By name of the run."""
     shards = make_shards(root / "data", "continue", 11)
     section = model_section(make_loud_llm(tokenizer, root / "llm"), make_encoder(root / "encoder"), lora=LORA)
-    tied = {"llm": str(make_loud_llm(tokenizer, root / "tied", tied=True))}
+    wavlm = make_wave_encoder(root / "wavlm", WavLMConfig(**WAVE_SIZES))
+    others = {
+        "tied": {"llm": str(make_loud_llm(tokenizer, root / "tied", tied=True))},
+        "wave": {"encoder": str(wavlm), "encoder_lora": {**LORA, "targets": ["intermediate_dense", "output_dense"]}},
+    }
+    cached = make_shards(root / "cached", "continue", 11, llm=root / "llm", teacher=TeacherSpec(32, (1.0, 2.0)))
     recipes = []
     for name, stage in KINDS.items():
-        model = section.model_dump(mode="json") | (tied if name == "tied" else {})
+        model = section.model_dump(mode="json") | others.get(name, {})
         model |= {} if "lora" in stage.train else {"lora": None}
         model["dtype"] = "bfloat16" if name == "bfloat16" else "float32"
         for choice in CHOICES:
@@ -56,7 +80,9 @@ def results(root: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str, dict[st
                 {
                     "kind": "train", "run": str(root / f"{name}_{choice}"), "model": model,
                     "stage": stage.model_dump(mode="json"),
-                    "data": {"shards": str(shards), "clips_per_step": 11, "micro_batches": 3},
+                    "data": {
+                        "shards": str(cached if name == "wave" else shards), "clips_per_step": 11, "micro_batches": 3
+                    },
                     "optim": {"lr": dict.fromkeys(stage.train, 1e-3), "warmup_steps": 0, "steps": 2 * STEPS},
                     "engine": {
                         "checkpoint_every_steps": 9, "frozen": choice, "gradient_checkpointing": checkpointing,
