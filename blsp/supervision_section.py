@@ -3,7 +3,7 @@ is learnt, so it may change between a checkpoint and what goes on from it."""
 
 from __future__ import annotations
 
-from pydantic import Field, NonNegativeInt, PositiveFloat
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from blsp.section import Section
 
@@ -21,4 +21,8 @@ class SupervisionSection(Section):
     )
     aside_timeout_s: PositiveFloat = Field(
         3600, description="the same in a save, an export, or one micro-batch of a validation"
+    )
+    host_timeout_s: NonNegativeFloat = Field(
+        300,
+        description="how long a host that was lost is waited for; then the others go on, if they may, or the run ends",
     )

@@ -56,7 +56,7 @@ class Limits:
     hang_timeout_s: float
     aside_timeout_s: float
     restarts: int
-    host_timeout_s: float = 300
+    host_timeout_s: float
 
     def of(self, phase: str) -> float:
         """The limit of one phase."""

@@ -14,24 +14,38 @@ def launch(
     context: typer.Context,
     recipe: RecipeName,
     overrides: Overrides = None,
+    hostfile: Annotated[
+        Path | None, typer.Option(help="Hosts that ssh reaches (see hostfile.example); default: those of the SLURM job.")
+    ] = None,
+    min_hosts: Annotated[
+        int | None, typer.Option(min=1, help="With --hostfile: go on with so many when the others are gone for good.")
+    ] = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="Training processes on each host; default: one per GPU, one without.")
+        int | None, typer.Option(min=1, help="In a SLURM job: processes on each host; default: one per GPU, or one.")
     ] = None,
     container: Annotated[
-        Path | None, typer.Option(metavar="IMAGE", help="Apptainer image for the training processes.")
+        Path | None, typer.Option(metavar="IMAGE", help="In a SLURM job: Apptainer image for the processes.")
     ] = None,
 ) -> None:
-    """Train on all hosts of the SLURM job that it is in; what `blsp submit` runs."""
+    """Train over many hosts, or go on from the last checkpoint. When a rank fails or hangs, or a host is lost, the run
+    starts again. `blsp submit` runs it as a SLURM job.
+    """
     from blsp.recipe import TrainRecipe
-    from launcher import allocation
+    from launcher import allocation, hosts
     from launcher.recipe_files import find, load_kind
 
     overrides = overrides or []
     loaded = load_kind(TrainRecipe, recipe, overrides)  # before any process starts
-    debug = context.find_root().params["debug"]
-    raise typer.Exit(
-        allocation.train(loaded, find(recipe), overrides, processes=processes, container=container, debug=debug)
-    )
+    path, debug = find(recipe), context.find_root().params["debug"]
+    if hostfile is not None and (processes, container) != (None, None):
+        raise ValueError("--processes and --container are for SLURM jobs; a hostfile's slots are its processes")
+    if hostfile is None and min_hosts is not None:
+        raise ValueError("--min-hosts goes with --hostfile; SLURM itself starts a job again when a host is gone")
+    if hostfile is not None:
+        code = hosts.train(loaded, path, overrides, hostfile=hostfile, min_hosts=min_hosts, debug=debug)
+    else:
+        code = allocation.train(loaded, path, overrides, processes=processes, container=container, debug=debug)
+    raise typer.Exit(code)
 
 
 def submit(

@@ -14,7 +14,7 @@ from pathlib import Path
 from cluster.agent_link import here
 from cluster.supervise import Job, Limits, supervise
 
-LIMITS = Limits(start_timeout_s=20, hang_timeout_s=1, aside_timeout_s=20, restarts=9)
+LIMITS = Limits(start_timeout_s=20, hang_timeout_s=1, aside_timeout_s=20, restarts=9, host_timeout_s=20)
 PRELUDE = """
 import os, signal, sys, time
 from pathlib import Path
