@@ -84,7 +84,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokeni
 
 
 @pytest.mark.slow
-def test_a_killed_rank_a_cut_network_and_ctrl_c_leave_no_trace_in_what_is_learnt(
+def test_a_killed_rank_a_cut_network_ctrl_c_and_a_lost_coordinator_leave_no_trace_in_what_is_learnt(
     tmp_path: Path, recipe: Path, bed: Bed
 ) -> None:
     first, second = bed.nodes
@@ -115,6 +115,12 @@ def test_a_killed_rank_a_cut_network_and_ctrl_c_leave_no_trace_in_what_is_learnt
     assert "the same command goes on from there" in launch.said()
     launch.until(lambda: nothing_runs(bed.nodes), 5)
     assert done(launch.run) < STEPS
+
+    again = Launch(tmp_path, first, recipe, override)
+    again.until_trained(3)
+    first.power_off()  # with the coordinator
+    assert again.until(lambda: nothing_runs([second]), 15) < 10
+    bed.mend()
 
     again = Launch(tmp_path, first, recipe, override)
     assert again.ended() == 0, again.said()
@@ -158,7 +164,7 @@ def test_a_hostfile_that_is_missing_or_too_short_is_a_sentence(tmp_path: Path) -
         assert ended.returncode == 2
         return ended.stderr
 
-    assert said() == f"blsp: {tmp_path}/h: there is no such hostfile; hostfile.example explains every line of one\n"
+    assert said() == f"blsp: {tmp_path}/h: there is no such hostfile; hostfile.example explains every line\n"
     (tmp_path / "h").write_text("a slots=1\n-oProxyCommand=x slots=1\n")
     assert said().startswith(f"blsp: {tmp_path}/h:2: '-oProxyCommand=x' is not a host name")
     (tmp_path / "h").write_text("a slots=1\n")
