@@ -176,9 +176,23 @@ class Agent:
 
     def _do_start(self, order: dict[str, Any]) -> None:
         for number in range(order["first_rank"], order["first_rank"] + order["ranks"]):
-            rank = self._ranks[number] = Rank(number, order, self._output)
+            try:
+                rank = Rank(number, order, self._output)
+            except OSError as error:
+                self._refuse(number, error)
+                continue
+            self._ranks[number] = rank
             self._poll.register(rank.pipe, selectors.EVENT_READ, rank)
             self._poll.register(rank.end, selectors.EVENT_READ, rank)
+
+    def _refuse(self, number: int, error: OSError) -> None:
+        """The rank could not be started: no such folder or program here."""
+        what = f"{error.filename}: {(error.strerror or str(error)).lower()} on {socket.gethostname()}"
+        told = {"exception": type(error).__name__, "message": str(error), "consequence": False, "code": 2}
+        sentence = f"{what}; every host needs the same files at the same paths"
+        beat = {"phase": "starting", "step": 0}
+        self._report({"is": "failure", "rank": number, **told, "sentence": sentence, "beat": beat})
+        self._report({"is": "ended", "rank": number, "code": 2, "beat": beat})
 
     def _do_signal(self, order: dict[str, Any]) -> None:
         for rank in self._ranks.values():

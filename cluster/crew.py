@@ -19,8 +19,8 @@ from cluster.failure import RankState
 from cluster.owner import ATTEMPT, LAUNCH
 
 _PING_S = 1.0
-_AGENT_LEASE_S = 7.0  # a remote agent without orders ends its ranks, before
-_LOST_AFTER_S = 9.0  # its host is given up
+_AGENT_LEASE_S = 6.0  # a remote agent without orders ends its ranks, before
+_LOST_AFTER_S = 8.0  # its host is given up
 _UP_S = 120.0  # for an agent to report for the first time
 _END_S = 10.0  # for killed ranks to be gone
 _GOOD = (ExitCode.DONE, ExitCode.STOPPED, ExitCode.CTRL_C)

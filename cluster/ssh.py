@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 CONNECT_TIMEOUT_S = 10
-_ALIVE_INTERVAL_S, _ALIVE_COUNT = 2, 4  # a connection on which nothing comes back for so long is given up
+_ALIVE_INTERVAL_S, _ALIVE_COUNT = 5, 3  # a connection on which nothing comes back for so long is given up
 
 # What stands in ~/.ssh/config counts (user, port, key, jump host), but for what is of a terminal.
 _OPTIONS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -80,3 +81,12 @@ def test_a_host_that_never_answered_is_not_waited_for(tmp_path: Path, capfd: pyt
     assert capfd.readouterr().err == f"{SAYS}\n"
     assert two_hosts(tmp_path, "beat('data', 1)", 60, 1) == 0
     assert "going on with 1 of 2 hosts" in capfd.readouterr().err
+
+
+def test_a_host_without_the_folder_is_a_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    job = Job((sys.executable, "-c", "pass"), tmp_path / "not-shared", tmp_path, "", lambda: None)
+    assert supervise(job, [here("host-0", 2, {})], LIMITS) == 2
+    said = (
+        f"blsp: {tmp_path}/not-shared: no such file or directory on {socket.gethostname()}; every host needs the same"
+    )
+    assert capfd.readouterr().err.startswith(said)
