@@ -73,7 +73,9 @@ class Crew:
             missing = {name: f"no sign of life in {_UP_S:.0f} s" for name in self._silent() if name not in self.lost}
         for name in missing:
             self._close(name)
-        missing |= {name: self._end_of(name) for name in self.lost}
+        for name in self.lost:
+            remedy = f"; does `ssh -o BatchMode=yes {name} true` work?" if self._program(name) == "ssh" else ""
+            missing[name] = self._end_of(name) + remedy
         self.lost = []
         return missing
 
@@ -135,8 +137,11 @@ class Crew:
         return f"host {self.lost[0]} is lost ({self._end_of(self.lost[0])})"
 
     def _end_of(self, name: str) -> str:
-        command, code = self._links[name].place.command[0], self._close(name)
-        return f"{command} ended with exit code {code}" if code > 0 else "its agent is gone"
+        program, code = self._program(name), self._close(name)
+        return f"{program} ended with exit code {code}" if code > 0 else "its agent is gone"
+
+    def _program(self, name: str) -> str:
+        return self._links[name].place.command[0]
 
     def _close(self, name: str) -> int:
         link = self._links.pop(name, None)
@@ -176,7 +181,8 @@ class Crew:
         reports = link.read()
         if reports is None:
             self._poll.unregister(link.reports)
-            self.lost.append(link.place.name)
+            if link.place.name not in self.lost:
+                self.lost.append(link.place.name)
         for report in reports or ():
             if report["is"] == "up":
                 link.address = report["address"]
