@@ -59,9 +59,9 @@ def fresh_ssh(bed: Bed) -> Iterator[None]:
     theirs.rename(bed.home / ".ssh")
 
 
-def typed(document: str) -> list[str]:
-    """The command lines of a document, in order."""
-    text = (CHECKOUT / "docs" / document).read_text()
+def typed() -> list[str]:
+    """The command lines of the page's first section, in order."""
+    text = (CHECKOUT / "docs" / "cluster.md").read_text().split("\n## ")[1]
     blocks = re.findall(r"^ *```\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
     return [line.strip() for block in blocks for line in block.splitlines()]
 
@@ -77,7 +77,7 @@ def test_what_the_page_says_takes_two_fresh_machines_to_a_training_run(
     expected = losses(tmp_path / "one-host")
     assert len(expected) == 4
     env = {"PATH": f"{Path(sys.executable).parent}:{SEARCHED}", "PYTHONPATH": str(CHECKOUT)}
-    *commands, board, tunnel = typed("cluster.md")
+    *commands, board, tunnel = typed()
 
     def type_in(line: str) -> str:
         ended = bed.nodes[0].run(["bash", "-c", line], cwd=tmp_path, env=env)
