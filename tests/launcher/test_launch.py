@@ -17,7 +17,7 @@ from tests.launcher.test_two_hosts import train_on_one_host
 from tests.launcher.tiny_recipe import losses, write_recipe
 from tests.testbed.hosts import CHECKOUT, HOME, SEARCHED, Bed, Host, ctrl_c
 
-STEPS = 120
+STEPS = 40
 SECRET = "s3cret"
 HOSTILE = f"{SECRET} $(touch {HOME}/ran) `touch {HOME}/ran`; '\"\\ \n\ttouch {HOME}/ran\n\udcff"
 
@@ -78,7 +78,7 @@ def nothing_runs(hosts: Sequence[Host]) -> bool:
 def recipe(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
     """A run of two ranks on one host has followed it, into `one-host` beside it."""
     folder = tmp_path_factory.mktemp("recipe")
-    path = write_recipe(folder, tokenizer, steps=STEPS, engine={"checkpoint_every_steps": 5, "log_every_steps": 1})
+    path = write_recipe(folder, tokenizer, steps=STEPS, engine={"checkpoint_every_steps": 4, "log_every_steps": 1})
     train_on_one_host(path, 2, f"run={folder / 'one-host'}")
     return path
 
