@@ -15,7 +15,8 @@ def launch(
     recipe: RecipeName,
     overrides: Overrides = None,
     hostfile: Annotated[
-        Path | None, typer.Option(help="Hosts that ssh reaches (see hostfile.example); default: those of the SLURM job.")
+        Path | None,
+        typer.Option(help="Hosts that ssh reaches (see hostfile.example); default: those of the SLURM job."),
     ] = None,
     min_hosts: Annotated[
         int | None, typer.Option(min=1, help="With --hostfile: go on with so many when the others are gone for good.")

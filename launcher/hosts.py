@@ -26,9 +26,7 @@ def train(
     try:
         hosts = read_hostfile(hostfile)
     except FileNotFoundError:
-        raise ValueError(
-            f"{hostfile}: there is no such hostfile; hostfile.example explains every line of one"
-        ) from None
+        raise ValueError(f"{hostfile}: there is no such hostfile; hostfile.example explains every line") from None
     if min_hosts is not None and min_hosts > len(hosts):
         raise ValueError(f"--min-hosts {min_hosts}: {hostfile} names only {len(hosts)}")
     fewer = [] if min_hosts is None else ["--min-hosts", str(min_hosts)]
