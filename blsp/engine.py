@@ -54,7 +54,7 @@ def train(recipe: TrainRecipe, on_step: OnStep = lambda done, total, note: None)
         together(lambda: owner.append(stack.enter_context(owned(recipe.run))))
         beat("loading")
         run = prepare(recipe, device, on_step, owner[0] if owner else None)
-        with signals.noted():
+        with signals.noted(), run.meter.listening():
             run.stop_asked = lambda: signals.asked
             try:
                 fit(run)
@@ -81,7 +81,8 @@ def fit(run: Run) -> None:
         set_rates(run)
         log = _is_due(run, run.recipe.engine.log_every_steps, step + 1)
         norms = gradient_norms(run.engine, run.groups) if log else {}
-        fault = take(run, agreed)
+        with run.meter.part("update"):
+            fault = take(run, agreed)
         if fault:
             record(run, step + 1, fault, batches, tables)
         run.meter.finished(batches)
@@ -112,12 +113,14 @@ def backward(run: Run, step: int, index: int, batch: Batch) -> Tensor:
     torch.manual_seed(dropout_seed(run.recipe.data.seed, step, dist.get_rank() + index * world))
     table: Tensor
     beat("forward", micro_batch=index)
-    total, table = run.engine(batch.to(run.device))
+    with run.meter.part("forward"):
+        total, table = run.engine(batch.to(run.device))
     beat("backward", micro_batch=index)
-    # DeepSpeed divides by the accumulation steps and averages over ranks; the planned counts have divided already.
-    run.engine.backward(total * (accumulation * world))
-    if index + 1 < accumulation:
-        run.engine.step()
+    with run.meter.part("backward"):
+        # DeepSpeed divides by the accumulation steps and averages over ranks; the planned counts have divided already.
+        run.engine.backward(total * (accumulation * world))
+        if index + 1 < accumulation:
+            run.engine.step()
     return table
 
 
@@ -188,6 +191,8 @@ def _log(run: Run, norms: dict[str, float]) -> None:
     if run.tracker is not None:
         run.tracker.log(run.step, scalars)
         run.on_step(run.step, run.total_steps, note)
+        if run.meter.complaint:
+            print(f"step {run.step}: {run.meter.complaint}", flush=True)
     run.sums = torch.zeros_like(run.sums)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import resource
+import socket
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from blsp.flops import peak_flops
+from blsp.parts import PARTS, Stopwatch, slowest
 from cluster.heartbeat import beat
 from shards.audio import SAMPLE_RATE
 from shards.batches.collate import FILLER_ID, Batch
@@ -29,6 +31,10 @@ class Meter:
     def __init__(self, flops: Callable[[Batch], float], device: torch.device) -> None:
         self._flops, self._device = flops, device
         self._began_s = 0.0
+        self._watch = Stopwatch(device)
+        self.part, self.listening = self._watch.part, self._watch.listening
+        self._blamed = ""
+        self.complaint = ""  # a sentence about a rank that has become slow; the same on all ranks
         self._reset()
 
     def _reset(self) -> None:
@@ -42,7 +48,8 @@ class Meter:
         for number in count(done + 1):
             beat("data", number)
             self._began_s = time.monotonic()
-            step = next(steps, None)
+            with self.part("data"):
+                step = next(steps, None)
             if step is None:
                 return
             beat("data", ids=[clip for batch in step[1] for clip in batch.ids if clip != FILLER_ID])
@@ -59,6 +66,7 @@ class Meter:
     def finished(self, batches: list[Batch]) -> None:
         """A step is done, by all ranks."""
         self._steps_s.append(time.monotonic() - self._began_s)
+        self._watch.next_step()
         self._audio_s += sum(int(batch.num_samples.sum()) for batch in batches) / SAMPLE_RATE
         self._num_tokens += sum(len(batch.input_ids) for batch in batches)
         self._done_flops += sum(self._flops(batch) for batch in batches)
@@ -76,10 +84,13 @@ class Meter:
     def scalars(self) -> dict[str, float]:
         """`pace/...` since the last call. Every rank calls it; all get the same but for the seconds of single steps."""
         mine = [self._wait_s, self._busy_s, self._audio_s, self._num_tokens, self._done_flops, self._memory_gb()]
+        mine += self._watch.medians()
         here = torch.tensor(mine, dtype=torch.float64, device=self._device)
         ranks = [torch.empty_like(here) for _ in range(dist.get_world_size())]
         dist.all_gather(ranks, here)
-        wait_s, busy_s, audio_s, num_tokens, flops, memory_gb = torch.stack(ranks, 1).cpu()
+        (wait_s, busy_s, audio_s, num_tokens, flops, memory_gb), own_s = (
+            torch.stack(ranks, 1).cpu().split([6, len(PARTS)])
+        )
         steps_s, num_ranks = sum(self._steps_s), len(ranks)
         scalars = {
             "tokens_per_s": float(num_tokens.sum()) / steps_s,
@@ -97,8 +108,27 @@ class Meter:
             scalars["tflops_per_gpu"] = flops_per_s / 1e12
             if (peak := peak_flops(self._device)) is not None:
                 scalars["mfu"] = flops_per_s / peak
+        scalars |= self._blame(own_s.T.tolist(), scalars["step_s_p50"])
         self._reset()
         return {f"pace/{name}": value for name, value in scalars.items()}
+
+    def _blame(self, own_s: list[list[float]], step_s: float) -> dict[str, float]:
+        """Of the rank that the others wait for most. A sentence when that has become clear, and no second one while it
+        stays so."""
+        self.complaint = ""
+        if len(own_s) < 2:
+            return {}
+        slow = slowest(own_s)
+        blamed = f"{slow.rank} {slow.part}" if slow.clearly(step_s) else ""
+        if blamed and blamed != self._blamed:
+            hosts = [""] * len(own_s)
+            dist.all_gather_object(hosts, socket.gethostname())
+            self.complaint = (
+                f"rank {slow.rank} (on {hosts[slow.rank]}) is slow in {slow.part}: the others wait for it "
+                f"{1000 * slow.lead_s:.0f} ms of a step's {1000 * step_s:.0f}"
+            )
+        self._blamed = blamed
+        return {"slowest_rank": slow.rank, "slowest_lead": slow.lead_s / step_s}
 
     def _memory_gb(self) -> float:
         """The most that this rank has held: on its GPU, or in its process where there is none."""

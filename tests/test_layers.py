@@ -27,6 +27,7 @@ ALLOWED = {
         "blsp.frozen",
         "blsp.guard",
         "blsp.norms",
+        "blsp.parts",
         "blsp.snapshot",
         "blsp.zero",
     },

@@ -115,11 +115,12 @@ def job(
     plant: tuple[str, str] | None = None,
     spoil: Sequence[tuple[int, int, str]] = (),
     poison: bool = False,
+    slow: tuple[int, str] | None = None,
 ) -> dict[str, Any]:
     """One training, as `tests.blsp.trainings` reads it."""
     return {
         "recipe": recipe, "stop_in_step": stop_in_step, "rival_in_step": rival_in_step, "break_in": break_in,
-        "plant": plant, "spoil": spoil, "poison": poison,
+        "plant": plant, "spoil": spoil, "poison": poison, "slow": slow,
     }  # fmt: skip
 
 

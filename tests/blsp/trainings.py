@@ -1,13 +1,14 @@
 """One rank that runs several trainings in one process: `python -m tests.blsp.trainings JOBS.json RESULTS.jsonl`.
 
 A job is {"recipe": {...}, "stop_in_step": int or null, "rival_in_step": int or null, "break_in": [step, micro-batch] or
-null, "plant": [path, file] or null, "spoil": [[step, rank, what], ...], "poison": bool}; a result is {"error": name or
-null, "message": str, "random": the state of every generator, hashed}. `stop_in_step` sends this process a SIGTERM while
-rank 0 reports that step: after the ranks have agreed about it. In `rival_in_step` another host claims the run folder.
-`break_in` ends the training as a crash would in the middle of a step. `plant` first puts code that would make that path
-into a file of the newest checkpoint. `spoil` makes a rank's share of a step (from 1) bad: its "loss" is NaN, or only
-its "gradient", or they leap a thousandfold ("loss leaps", "gradient leaps"). `poison` first makes one number of the
-newest checkpoint's moments NaN. What each rank heard in each step, fillers aside, is left in the run folder, in
+null, "plant": [path, file] or null, "spoil": [[step, rank, what], ...], "poison": bool, "slow": [rank, part] or null};
+a result is {"error": name or null, "message": str, "random": the state of every generator, hashed}. `stop_in_step`
+sends this process a SIGTERM while rank 0 reports that step: after the ranks have agreed about it. In `rival_in_step`
+another host claims the run folder. `break_in` ends the training as a crash would in the middle of a step. `plant` first
+puts code that would make that path into a file of the newest checkpoint. `spoil` makes a rank's share of a step (from
+1) bad: its "loss" is NaN, or only its "gradient", or they leap a thousandfold ("loss leaps", "gradient leaps").
+`poison` first makes one number of the newest checkpoint's moments NaN. `slow` makes a rank sleep 50 ms in each step, in
+"data", "forward" or "backward". What each rank heard in each step, fillers aside, is left in the run folder, in
 heard-<ranks>-<rank>.jsonl. A job {"replay": [run, step, folder]} runs a past step again.
 """
 
@@ -21,6 +22,7 @@ import pickle
 import random
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -126,6 +128,26 @@ def spoiling(spoils: list[tuple[int, int, str]]) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def slowing(rank: int, part: str) -> Iterator[None]:
+    """In the model itself; `run` does so for "data"."""
+    forward = Stage.forward
+
+    def sleepy(gradient: torch.Tensor) -> None:
+        time.sleep(0.05)
+
+    def slowly(stage: Stage, *given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        if (part, rank) == ("forward", dist.get_rank()):
+            time.sleep(0.05)
+        total, table = forward(stage, *given)
+        if (part, rank) == ("backward", dist.get_rank()):
+            total.register_hook(sleepy)
+        return total, table
+
+    with mock.patch.object(Stage, "forward", slowly):
+        yield
+
+
 def generators() -> str:
     """All there are: torch's, numpy's, Python's."""
     states = [torch.get_rng_state().numpy().tobytes(), repr(np.random.get_state(legacy=True)), repr(random.getstate())]
@@ -152,6 +174,8 @@ def run(job: dict[str, Any]) -> dict[str, str | None]:
     def heard(reader: Reader, start: int, end: int) -> Iterator[tuple[int, list[Batch]]]:
         with Path(job["recipe"]["run"], f"heard-{dist.get_world_size()}-{dist.get_rank()}.jsonl").open("a") as file:
             for step, batches in steps(reader, start, end):
+                if job["slow"] == [dist.get_rank(), "data"]:
+                    time.sleep(0.05)
                 file.write(
                     json.dumps(
                         {
@@ -173,6 +197,7 @@ def run(job: dict[str, Any]) -> dict[str, str | None]:
             mock.patch.object(Reader, "steps", heard),
             breaking(*job["break_in"]) if job["break_in"] else nullcontext(),
             spoiling(job["spoil"]) if job["spoil"] else nullcontext(),
+            slowing(*job["slow"]) if job["slow"] else nullcontext(),
         ):
             train(TrainRecipe.model_validate(job["recipe"]), on_step)
     except (ValueError, FloatingPointError, KeyboardInterrupt) as error:
