@@ -35,5 +35,6 @@ def replay(run: Path, step: int, out: Path | None) -> None:
     logged = past.logged
     print(f"step {step}, reached from {past.since}: loss {past.loss:.6g}, gradient norm {past.grad_norm:.6g}")
     if "loss" in logged:
-        print(f"logged: loss {logged['loss']:.6g}, gradient norm {logged['grad_norm']:.6g}")
+        norm = f"gradient norm {logged['grad_norm']:.6g}" if "grad_norm" in logged else "the step itself was left out"
+        print(f"logged: loss {logged['loss']:.6g}, {norm}")
     print(out)
