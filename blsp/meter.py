@@ -84,13 +84,12 @@ class Meter:
     def scalars(self) -> dict[str, float]:
         """`pace/...` since the last call. Every rank calls it; all get the same but for the seconds of single steps."""
         mine = [self._wait_s, self._busy_s, self._audio_s, self._num_tokens, self._done_flops, self._memory_gb()]
-        mine += self._watch.medians()
+        mine += [statistics.median(self._steps_s), *self._watch.medians()]
         here = torch.tensor(mine, dtype=torch.float64, device=self._device)
         ranks = [torch.empty_like(here) for _ in range(dist.get_world_size())]
         dist.all_gather(ranks, here)
-        (wait_s, busy_s, audio_s, num_tokens, flops, memory_gb), own_s = (
-            torch.stack(ranks, 1).cpu().split([6, len(PARTS)])
-        )
+        amounts, own_s = torch.stack(ranks, 1).cpu().split([7, len(PARTS)])
+        wait_s, busy_s, audio_s, num_tokens, flops, memory_gb, step_s = amounts
         steps_s, num_ranks = sum(self._steps_s), len(ranks)
         scalars = {
             "tokens_per_s": float(num_tokens.sum()) / steps_s,
@@ -108,13 +107,13 @@ class Meter:
             scalars["tflops_per_gpu"] = flops_per_s / 1e12
             if (peak := peak_flops(self._device)) is not None:
                 scalars["mfu"] = flops_per_s / peak
-        scalars |= self._blame(own_s.T.tolist(), scalars["step_s_p50"])
+        scalars |= self._blame(own_s.T.tolist(), float(step_s.max()))
         self._reset()
         return {f"pace/{name}": value for name, value in scalars.items()}
 
     def _blame(self, own_s: list[list[float]], step_s: float) -> dict[str, float]:
-        """Of the rank that the others wait for most. A sentence when that has become clear, and no second one while it
-        stays so."""
+        """Of the rank that the others wait for most; the same on all ranks, as `step_s` is. A sentence when that has
+        become clear, and no second one while it stays so."""
         self.complaint = ""
         if len(own_s) < 2:
             return {}
