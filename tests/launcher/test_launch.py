@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from blsp.recipe import TrainRecipe
+from launcher import hosts
+from launcher.recipe_files import load_kind
 from tests.launcher.test_two_hosts import train_on_one_host
 from tests.launcher.tiny_recipe import losses, write_recipe
 from tests.testbed.hosts import CHECKOUT, HOME, SEARCHED, Bed, Host, ctrl_c
@@ -158,14 +161,16 @@ def test_without_a_host_the_others_go_on_as_far_as_they_may_and_without_any_it_g
 
 
 def test_a_hostfile_that_is_missing_or_too_short_is_a_sentence(tmp_path: Path) -> None:
-    def said(*more: str) -> str:
-        command = [sys.executable, "-m", "launcher", "launch", "mini_stage1", "--hostfile", str(tmp_path / "h"), *more]
-        ended = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
-        assert ended.returncode == 2
-        return ended.stderr
+    path = tmp_path / "h"
 
-    assert said() == f"blsp: {tmp_path}/h: there is no such hostfile; hostfile.example explains every line\n"
-    (tmp_path / "h").write_text("a slots=1\n-oProxyCommand=x slots=1\n")
-    assert said().startswith(f"blsp: {tmp_path}/h:2: '-oProxyCommand=x' is not a host name")
-    (tmp_path / "h").write_text("a slots=1\n")
-    assert said("--min-hosts", "2") == f"blsp: --min-hosts 2: {tmp_path}/h names only 1\n"
+    def said(min_hosts: int | None = None) -> str:
+        recipe = load_kind(TrainRecipe, "mini_stage1", [])
+        with pytest.raises(ValueError) as refused:
+            hosts.train(recipe, Path("mini_stage1"), [], hostfile=path, min_hosts=min_hosts, debug=False)
+        return str(refused.value)
+
+    assert said() == f"{path}: there is no such hostfile; hostfile.example explains every line"
+    path.write_text("a slots=1\n-oProxyCommand=x slots=1\n")
+    assert said().startswith(f"{path}:2: '-oProxyCommand=x' is not a host name")
+    path.write_text("a slots=1\n")
+    assert said(min_hosts=2) == f"--min-hosts 2: {path} names only 1"

@@ -58,5 +58,5 @@ def test_ctrl_c_reaches_a_command_as_from_a_terminal(bed: Bed) -> None:
 def test_nothing_of_a_bed_is_on_the_machine_itself(bed: Bed) -> None:
     links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
     assert "node1" not in links
-    assert "node1" not in Path("/etc/hosts").read_text()
+    assert "127.0.1.1 node1" not in Path("/etc/hosts").read_text()
     assert not Path("/run/bed").exists()
