@@ -40,11 +40,11 @@ def run(recipe: TrainRecipe | ShardRecipe, gpus: int | None, gpu_name: str, fabr
     if gpus is None:
         choice = choose(needed, gpu, fabric, asked)
         if choice is None:
-            refuse_what_does_not_fit(recipe, parts, min(GPUS_PER_HOST, recipe.data.micro_batches), gpu)
+            refuse_what_does_not_fit(recipe, parts, workload.clips, min(GPUS_PER_HOST, recipe.data.micro_batches), gpu)
         assert choice is not None
         rows, chosen, limit = choice.rows, choice.chosen, choice.limit
     else:
-        refuse_what_does_not_fit(recipe, parts, gpus, gpu)
+        refuse_what_does_not_fit(recipe, parts, workload.clips, gpus, gpu)
         found = best(needed, gpus, gpu, fabric, [Zero(zero.stage, gpus, zero.partitioned) for zero in asked])
         if found is None:
             raise ValueError(

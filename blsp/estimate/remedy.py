@@ -8,44 +8,45 @@ from typing import Any
 
 from blsp.estimate.job import job, wanted
 from blsp.estimate.parts import Parts
-from blsp.estimate.workload import read_workload
+from blsp.estimate.workload import Clips, read_workload
 from blsp.recipe import TrainRecipe
 from cluster.forecast import memory, most_that_fits
 from cluster.machines import Gpu
 
 _WORTH = 0.25  # micro-batches may get so much smaller before anything else is changed
+_MARGINS = (1, 1.05, 1.2)  # tried one after the other: more micro-batches are not smaller in the same proportion
 
 
-def refuse_what_does_not_fit(recipe: TrainRecipe, parts: Parts, ranks: int, gpu: Gpu) -> None:
+def refuse_what_does_not_fit(recipe: TrainRecipe, parts: Parts, clips: Clips, ranks: int, gpu: Gpu) -> None:
     """Raises ValueError, naming the fields to change, when no setting that the recipe leaves open fits, or when some
     rank would have no micro-batch."""
     if ranks > recipe.data.micro_batches:
         few = recipe.data.micro_batches
         raise ValueError(f"data.micro_batches = {few} is too few for {ranks} ranks; raise it to {ranks}")
-    needed = _needed(recipe, parts, ranks)
+    needed = _needed(recipe, parts, clips, ranks)
     if needed > gpu.memory_bytes:
         raise ValueError(
             f"{recipe.run}: needs {needed / 1e9:.1f} GB on each of {ranks} x {gpu.name}, which has "
-            f"{gpu.memory_bytes / 1e9:.1f} GB; {_remedy(recipe, parts, ranks, gpu)}"
+            f"{gpu.memory_bytes / 1e9:.1f} GB; {_remedy(recipe, parts, clips, ranks, gpu)}"
         )
 
 
-def _needed(recipe: TrainRecipe, parts: Parts, ranks: int) -> float:
-    made = job(recipe, parts, read_workload(recipe, parts))
+def _needed(recipe: TrainRecipe, parts: Parts, clips: Clips, ranks: int) -> float:
+    made = job(recipe, parts, read_workload(recipe, parts, clips))
     return min(memory(made, zero).total for zero in wanted(recipe, ranks))
 
 
-def _remedy(recipe: TrainRecipe, parts: Parts, ranks: int, gpu: Gpu) -> str:
+def _remedy(recipe: TrainRecipe, parts: Parts, clips: Clips, ranks: int, gpu: Gpu) -> str:
     said: list[str] = []
-    smaller = _smaller(recipe, parts, ranks, gpu, _WORTH)
+    smaller = _smaller(recipe, parts, clips, ranks, gpu, _WORTH)
     for what, changes in _changes(recipe, ranks) if smaller is None else ():
         said.append(what)
         recipe = recipe.model_copy(update={"engine": recipe.engine.model_copy(update=changes)})
-        if _needed(recipe, parts, ranks) <= gpu.memory_bytes:
+        if _needed(recipe, parts, clips, ranks) <= gpu.memory_bytes:
             return f"set {', '.join(said)}"
-        if smaller := _smaller(recipe, parts, ranks, gpu, _WORTH):
+        if smaller := _smaller(recipe, parts, clips, ranks, gpu, _WORTH):
             break
-    smaller = smaller or _smaller(recipe, parts, ranks, gpu, 0)
+    smaller = smaller or _smaller(recipe, parts, clips, ranks, gpu, 0)
     if smaller is None:
         return "no field is enough: take GPUs with more memory, or more of them, or a smaller model.llm"
     return f"set {', '.join([*said, smaller])}"
@@ -66,14 +67,22 @@ def _changes(recipe: TrainRecipe, ranks: int) -> Iterator[tuple[str, dict[str, A
             yield f"engine.gradient_checkpointing to [{', '.join(recomputed)}]", {"gradient_checkpointing": recomputed}
 
 
-def _smaller(recipe: TrainRecipe, parts: Parts, ranks: int, gpu: Gpu, worth: float) -> str | None:
+def _smaller(recipe: TrainRecipe, parts: Parts, clips: Clips, ranks: int, gpu: Gpu, worth: float) -> str | None:
     """Micro-batches that fit; None when they are less than `worth` of what they were, or hold no clip."""
-    workload = read_workload(recipe, parts)
+    workload = read_workload(recipe, parts, clips)
     made = job(recipe, parts, workload)
     share = max(most_that_fits(made, zero, gpu) for zero in wanted(recipe, ranks))
-    caps, data = recipe.data.caps, recipe.data
-    set_caps = {name: value for name, value in caps.model_dump().items() if value is not None}
     if share < worth or share * workload.mean.clips < 1:
         return None
-    lower = [f"data.caps.{name} to {math.floor(value * share)}" for name, value in set_caps.items()]
-    return ", ".join([*lower, f"data.micro_batches to {math.ceil(data.micro_batches / share)}"])
+    data = recipe.data
+    # Where the plan is known, its largest micro-batch is; else the caps are all that bounds it.
+    caps = {} if clips.rows is not None else data.caps.model_dump(exclude_none=True)
+    for larger in _MARGINS:
+        number = math.ceil(data.micro_batches / share * larger)
+        lower = {name: math.floor(value * share / larger) for name, value in caps.items()}
+        update = {"micro_batches": number, "caps": data.caps.model_copy(update=lower)}
+        changed = recipe.model_copy(update={"data": data.model_copy(update=update)})
+        if _needed(changed, parts, clips, ranks) <= gpu.memory_bytes:
+            said = [f"data.caps.{name} to {value}" for name, value in lower.items()]
+            return ", ".join([*said, f"data.micro_batches to {number}"])
+    return None

@@ -14,6 +14,7 @@ import pytest
 
 from launcher.cli import main
 from tests.bench.train.shapes import SHAPES
+from tests.blsp.tiny import make_shards
 
 REPOSITORY = Path(__file__).parents[2]
 STAGE_1, STAGE_2 = (f"stage{number}_whisper-large-v2_qwen2.5-7b" for number in (1, 2))
@@ -120,14 +121,34 @@ def test_what_cannot_be_is_refused_with_the_field_to_change(
     assert len(output.splitlines()) == 1
 
 
+def remedies(output: str) -> list[str]:
+    """As overrides of the recipe."""
+    changes = re.split(r", (?=\w+\.)", output.partition("; set ")[2].strip())
+    return [change.replace(" to ", "=") for change in changes]
+
+
 def test_the_remedy_helps(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, output = said(capsys, STAGE_1, "--gpu", "a100-40", "--gpus", "1")
-    (changes,) = [line.partition("; set ")[2] for line in output.splitlines()]
-    settings = [change.replace(" to ", "=") for change in changes.strip().split(", ")]
+    settings = remedies(output)
     assert len(settings) == 4
     code, output = said(capsys, STAGE_1, "--gpu", "a100-40", "--gpus", "1", *settings)
     assert code == 0
     assert "Take 1 x a100-40" in output
+
+
+def test_with_a_shard_set_its_plan_decides(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shards = make_shards(models / "data", "continue_emotion", 23)
+    asked = [STAGE_2, "--gpu", "a100-40", "--gpus", "1", f"data.shards={shards}", "data.clips_per_step=23",
+             "engine.gradient_checkpointing=[]", "data.caps={}"]  # fmt: skip
+    code, output = said(capsys, *asked, "data.micro_batches=1")
+    assert code == 2
+    code, output = said(capsys, *asked, *remedies(output))
+    assert code == 0
+    output = " ".join(output.split())
+    assert f"{shards}: 23 clips, " in output
+    assert "epoch 1 steps" in output
+    assert "hours for 3 epochs" in output
+    assert "Continuations for 23 clips" in output
 
 
 def test_a_shard_recipe_has_the_cost_of_its_continuations(models: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,12 +12,15 @@ from transformers import PreTrainedTokenizerFast
 from blsp.estimate.families import read_encoder, read_llm
 from blsp.estimate.parts import Parts
 from blsp.estimate.workload import mixture, read_workload
+from blsp.features import AudioWindow
 from blsp.recipe import ConvSection, TrainRecipe
+from shards.batches.collate import Collator
 from shards.batches.plan import Plan
 from shards.batches.sizes import Sizes
 from shards.prompts import ChatTemplate
 from shards.sets.shard_set import ShardSet
 from shards.sets.tokens import token_counts
+from tests.bench.train.workload import num_speech_tokens
 from tests.blsp.tiny import STAGE_1, make_encoder, make_shards, model_section
 
 
@@ -57,6 +60,22 @@ def test_an_epoch_has_the_plans_steps_and_the_sets_lengths(
             mixture=mixture(asked.data, shard_set),
         )  # fmt: skip
         assert read_workload(asked, parts).clips.steps == plan.num_steps(0)
+
+
+def test_the_largest_is_the_plans(tmp_path: Path, parts: Parts, tokenizer: PreTrainedTokenizerFast) -> None:
+    shards = make_shards(tmp_path / "data", "continue", 23)
+    shard_set, template = ShardSet.open(shards), ChatTemplate(tokenizer)
+    counts = token_counts(shard_set, template)
+    for window in ("exact", "30s"):
+        asked = recipe(shards, window, clips_per_step=8, micro_batches=3)
+        collator = Collator(template, num_speech_tokens, {"continue": 1}, with_teacher=True)
+        sizes = collator.sizes(shard_set.clips, counts, AudioWindow(window).padded, None)
+        real = Plan(sizes, dataset_id="", seed=1, clips_per_step=8, micro_batches=3).summary()
+        found = read_workload(asked, parts).largest
+        assert found.heard == pytest.approx(real.largest_audio_s * 50, rel=0.05)
+        assert found.rows == pytest.approx(real.largest_response_tokens, rel=0.1)
+        around = template.num_around("continue") - 35  # more than was assumed, once for each clip or all together
+        assert found.tokens == pytest.approx(real.largest_tokens, rel=0.1, abs=4 * around)
 
 
 def test_without_a_shard_set_it_is_said_what_was_assumed(tmp_path: Path, parts: Parts) -> None:
