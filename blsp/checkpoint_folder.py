@@ -28,8 +28,8 @@ _MAX_NUMBER = 10**11  # of steps, ranks and seconds since 1970
 
 @dataclass(frozen=True)
 class TrainingState:
-    """The place in the plan, and what it is a place in. The same on all ranks; without recipe and corpora
-    under 512 bytes, and 6 KB more where bad steps are left out.
+    """The place in the plan, and what it is a place in. The same on all ranks; without recipe, corpora and
+    names of shards under 512 bytes, and 6 KB more where bad steps are left out.
 
     It is the state of the random numbers too: whatever draws (dropout, augmentation, the order of clips) starts a
     generator from the recipe's seed and the step, micro-batch or clip, and nothing draws from one that runs on.
@@ -43,7 +43,7 @@ class TrainingState:
     sums: list[Any] = field(default_factory=list)  # what the next line of the log is the mean of, so far
     saved_at_s: float = 0.0  # Unix time
     best: dict[str, Any] | None = None  # the best validation so far
-    data: dict[str, Any] = field(default_factory=dict)  # what an export says of the clips
+    data: dict[str, Any] = field(default_factory=dict)  # what an export says of the clips, and the shards
     guard: dict[str, Any] = field(default_factory=dict)  # steps left out, and what a leap is measured by
 
 

@@ -228,7 +228,7 @@ def _is_over(run: Run) -> bool:
 def save(run: Run) -> None:
     """Begin a checkpoint of this step; every rank calls it."""
     recipe = json.loads(run.recipe.model_dump_json())
-    data = {"dataset_id": run.dataset_id, "corpora": run.corpora}
+    data = {"dataset_id": run.dataset_id, "corpora": run.corpora, "shards": run.shards}
     best = None if run.best is None else asdict(run.best)
     run.saver.save(
         TrainingState(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveInt
 
-from blsp.section import Listed, Problem, Section
+from blsp.section import Listed, Problem, Section, Text
 
 # Keys of the generated DeepSpeed JSON that follow from the recipe, and the field that decides them.
 _DECIDED_BY = {
@@ -42,6 +42,9 @@ class EngineSection(Section):
     skipped_in_a_row: PositiveInt = Field(4, description="steps left out one after the other; one more ends the run")
     skipped_in_all: PositiveInt = Field(100, description="steps left out in the whole run; one more ends it")
     deepspeed: dict[str, Any] = Field({}, description="keys merged into the generated DeepSpeed JSON")
+    accept: Listed[Text] = Field(
+        (), description="changes since the checkpoint to go on with, by the names that the refusal gives them"
+    )
 
     def problems(self) -> Iterator[Problem]:
         for key, field in _DECIDED_BY.items():

@@ -16,6 +16,7 @@ from deepspeed.utils import set_z3_leaf_modules
 from torch import Tensor, nn
 
 from blsp import checkpoint, checkpoint_folder, elastic, frozen, zero
+from blsp.changes import changes_since, refuse_changes
 from blsp.estimate.workload import mixture
 from blsp.finite import not_finite
 from blsp.flops import Flops
@@ -110,6 +111,8 @@ class Run:
     step: int = 0
     stop_asked: Callable[[], int] = lambda: 0  # a signal, at any time; only what all ranks agreed on is acted upon
     best: Best | None = None
+    shards: list[tuple[str, int]] = field(default_factory=list)  # name and number of clips of each
+    accepted: list[str] = field(default_factory=list)  # what has changed since the checkpoint that it goes on from
     sums: Tensor = field(init=False)  # [C, K], over the steps since the last line of the log
 
     def __post_init__(self) -> None:
@@ -193,6 +196,7 @@ def prepare(recipe: TrainRecipe, device: torch.device, on_step: OnStep, owner: O
         recipe, engine, stage, reader, plan, device, shard_set.dataset_id, corpora, shard_set.all_corpora, total,
         on_step, saver, meter, Guard(recipe.engine, engine, optimizer), validation,
     )  # fmt: skip
+    run.shards = [(shard.name, shard.rows) for _, shard in shard_set.shards]
     beat("loading")
     _resume(run)
     together(saver.still_owned)  # to prepare takes minutes
@@ -202,7 +206,7 @@ def prepare(recipe: TrainRecipe, device: torch.device, on_step: OnStep, owner: O
         told = {**plan.state(0), "first_epoch": asdict(summary)}
         write_atomically(recipe.run / "plan.json", json.dumps(told, indent=1).encode())
         write_atomically(recipe.run / "recipe.json", recipe.model_dump_json(indent=1).encode())
-        run.tracker = Tracker(recipe.run, run.step, still_owned=saver.still_owned)
+        run.tracker = Tracker(recipe.run, run.step, still_owned=saver.still_owned, accepted=run.accepted)
         on_step(run.step, total, "")
     return run
 
@@ -322,9 +326,9 @@ def _resume(run: Run) -> None:
         _load(run, newest, state)
         problem = not_finite(run.engine, run.groups)
         if dist.get_rank() == 0:
-            print(
-                f"{newest} is damaged ({problem}) and passed over" if problem else f"going on from {newest}", flush=True
-            )
+            others = "".join(f"; with another {change}" for change in run.accepted)
+            said = f"{newest} is damaged ({problem}) and passed over" if problem else f"going on from {newest}{others}"
+            print(said, flush=True)
         if not problem:
             _take_place(run, newest, state)
             return
@@ -336,7 +340,7 @@ def _take_place(run: Run, newest: Path, state: checkpoint_folder.TrainingState) 
     try:
         run.best = None if state.best is None else Best(**state.best)
         run.guard.restore(state.guard)
-        if state.sums:
+        if state.sums and not run.accepted:
             run.sums = torch.tensor(state.sums, dtype=torch.float64).view_as(run.sums)
     except (TypeError, ValueError, LookupError, RuntimeError) as error:
         raise ValueError(f"{newest}: is not what such a run writes of itself ({error})") from None
@@ -345,30 +349,22 @@ def _take_place(run: Run, newest: Path, state: checkpoint_folder.TrainingState) 
 def _refuse_others(run: Run, newest: Path, state: checkpoint_folder.TrainingState) -> None:
     """Raises ValueError when the checkpoint is of another recipe, other weights or other data."""
     refuse_other_weights(state.frozen, run.frozen, str(newest))
-    # Read as a recipe of today: a field that came later has its default on both sides.
-    before, now = recipe_of(state.recipe, newest).model_dump(), run.recipe.model_dump()
-    for recipe in (before, now):  # hashes say what shards and weights hold; where they lie and who reads is free
-        recipe["model"]["init"] = "no stage" if recipe["model"]["init"] is None else "a stage"
-        del recipe["model"]["llm"], recipe["model"]["revision"], recipe["model"]["encoder"]
-        del recipe["data"]["shards"], recipe["data"]["num_workers"]
-        (recipe["data"]["replay"] or {}).pop("shards", None)
-    changes = [
-        change
-        for key in ("model", "stage", "data", "optim")
-        for change in checkpoint_folder.changed_fields(before[key], now[key], f"{key}.")
-    ]
-    if changes or state.plan_hash != run.plan.hash:
-        what = "; ".join(changes) or f"the shard set {', '.join(run.recipe.data.shards)}"
-        raise ValueError(f"{newest} belongs to another recipe ({what}); undo the change or choose another run folder")
+    run.accepted = changes_since(state, newest, run.recipe, run.plan.hash, run.dataset_id, run.shards)
+    refuse_changes(run.accepted, run.recipe.engine.accept, newest)
 
 
 def _load(run: Run, newest: Path, state: checkpoint_folder.TrainingState) -> None:
-    """Weights and optimizer state. Written by another number of ranks, they are put together first: once, by rank 0."""
+    """Weights and optimizer state; not the rates, which are the recipe's. Written by another number of ranks, they are
+    put together first: once, by rank 0."""
     written = recipe_of(state.recipe, newest).engine.zero_stage
     if written != run.recipe.engine.zero_stage:
         raise ValueError(f"{newest} was written with engine.zero_stage = {written}; go on with the same")
     # Without ZeRO every rank has everything, and one file holds it.
     if state.world_size == dist.get_world_size() or not run.engine.zero_optimization():
+        groups = run.engine.optimizer.param_groups
+        own = [{key: group[key] for key in group if key != "params"} for group in groups]
         checkpoint.load(run.engine, newest)
+        for group, settings in zip(run.engine.optimizer.param_groups, own, strict=True):
+            group.update(settings)
     else:
         elastic.load(run.engine, together(lambda: elastic.universal(newest)))

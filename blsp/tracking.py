@@ -11,7 +11,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -57,9 +57,11 @@ class Tracker:
         start_step: int,
         warn: Callable[[str], object] = print,
         still_owned: Callable[[], object] = lambda: None,
+        accepted: Sequence[str] = (),
     ) -> None:
-        """`warn` is told at most one sentence of each kind. Raises nothing: a run goes on without a log. Nothing is
-        written when `still_owned` raises, and nothing more unless it is an OSError."""
+        """`accepted` changes of recipe and data are noted in `launches.jsonl`. `warn` is told at most one sentence of
+        each kind. Raises nothing: a run goes on without a log. Nothing is written when `still_owned` raises, and
+        nothing more unless it is an OSError."""
         self._still_owned = still_owned
         self._run, self._warn, self._said = run, warn, set[str]()
         self._waiting: queue.Queue[tuple[dict[str, Any] | None, Write | None] | None] = queue.Queue(_MOST_WAITING)
@@ -68,7 +70,7 @@ class Tracker:
         self._writer: SummaryWriter | None = None
         self._purge_step: int | None = start_step + 1
         try:
-            self._first_start_s = _note_launch(run / "launches.jsonl", start_step)
+            self._first_start_s = _note_launch(run / "launches.jsonl", start_step, accepted)
             lines, self._useful_s = _open_log(run / "log.jsonl", start_step)
         except (OSError, ValueError) as error:
             self._complain(f"{run}: the log cannot be written ({error}); training goes on without it")
@@ -153,11 +155,13 @@ def _open_log(path: Path, start_step: int) -> tuple[_Lines, float]:
     return _Lines(path), sum(_number(record, "pace/steps_s", 0.0) for record in kept)
 
 
-def _note_launch(path: Path, start_step: int) -> float:
+def _note_launch(path: Path, start_step: int, accepted: Sequence[str]) -> float:
     """Add this launch to the run's list of them; when the first was, in seconds since 1970."""
     path.parent.mkdir(parents=True, exist_ok=True)
     earlier = read_log(path)
-    now = {"time_s": time.time(), "step": start_step}
+    now: dict[str, Any] = {"time_s": time.time(), "step": start_step}
+    if accepted:
+        now["accepted"] = list(accepted)
     torn = path.exists() and not path.read_bytes().endswith(b"\n")
     with path.open("a") as file:
         file.write("\n" * torn + json.dumps(now) + "\n")

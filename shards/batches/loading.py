@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import queue
 import signal
 import threading
 import time
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader
 
 _log = logging.getLogger(__name__)
 
-LOOK_EVERY_S = 5.0  # how often a loader with workers is to give way: its `timeout`
+_LOOK_EVERY_S = 1.0
 _PATIENCE_S = 120.0
 _TRIES = 3
 
@@ -30,7 +31,7 @@ class Loading:
 
     def __init__(self, loader_from: Callable[[int], DataLoader[Any]]) -> None:
         self._loader_from = loader_from
-        self._made: Iterator[Any] | None = None
+        self._made: _InProcesses | Iterator[Any] | None = None
         # At exit Python sends workers a SIGTERM and waits until they end, but these do not hear it.
         atexit.register(self._end)
 
@@ -42,15 +43,16 @@ class Loading:
         for tries in range(1, _TRIES + 1):
             try:
                 if self._made is None:
-                    self._made = _without_handler(self._loader_from(step))
-                return [self._next() for _ in range(num_items)]
+                    loader = self._loader_from(step)
+                    self._made = _InProcesses(loader) if loader.num_workers else iter(loader)
+                return [next(self._made) for _ in range(num_items)]
             except _Lost as lost:
                 self._end()
                 if tries == _TRIES:
                     raise OSError(
-                        f"step {step + 1}: {lost}, and so did those in its place, {_TRIES} times in all; too little "
-                        "memory, a store that does not answer, or a clip that ends the decoder? data.num_workers=0 "
-                        "reads without them"
+                        f"step {step + 1} or soon after: {lost}, and so did those in its place, {_TRIES} times in all; "
+                        "too little memory, a store that does not answer, or a clip that ends the decoder? "
+                        "data.num_workers=0 reads without them"
                     ) from None
                 _log.warning("step %d: %s; others read its clips", step + 1, lost)
         raise AssertionError
@@ -60,30 +62,59 @@ class Loading:
         atexit.unregister(self._end)
         self._end()
 
-    def _next(self) -> Any:
-        assert self._made is not None
+    def _end(self) -> None:
+        if isinstance(self._made, _InProcesses):
+            self._made.end()
+        self._made = None
+
+
+class _InProcesses:
+    """What the workers of a DataLoader give. A thread asks for it: who has read the first half of a message whose
+    writer is dead or stopped waits for ever."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._made: Any = _without_handler(loader)
+        self._asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._given: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._ask, daemon=True, name="readers")
+        self._thread.start()
+
+    def __next__(self) -> Any:
+        self._asked.put(True)
         until_s = time.monotonic() + _PATIENCE_S
         while True:
-            try:
-                return next(self._made)
-            except RuntimeError as error:
-                workers = getattr(self._made, "_workers", [])
-                died = [worker for worker in workers if worker.exitcode is not None]
-                if died:
-                    raise _Lost(f"reader process {died[0].pid} was ended {_by(died[0].exitcode)}") from None
-                if "timed out" not in str(error):
-                    raise
-                if time.monotonic() > until_s:
-                    processes = ", ".join(str(worker.pid) for worker in workers)
-                    raise _Lost(f"reader processes ({processes}) gave nothing for {_PATIENCE_S:.0f} s") from None
+            with contextlib.suppress(queue.Empty):
+                item, error = self._given.get(timeout=_LOOK_EVERY_S)
+                if error is None:
+                    return item
+                self._refuse_dead()
+                raise error
+            self._refuse_dead()
+            if time.monotonic() > until_s:
+                processes = ", ".join(str(worker.pid) for worker in self._made._workers)
+                raise _Lost(f"reader processes ({processes}) gave nothing for {_PATIENCE_S:g} s")
 
-    def _end(self) -> None:
-        made, self._made = self._made, None
-        for worker in getattr(made, "_workers", []):
-            worker.kill()  # they write nothing; and one that is stopped hears nothing else
-        shut_down = getattr(made, "_shutdown_workers", None)
-        if shut_down is not None:
-            shut_down()
+    def end(self) -> None:
+        """They write nothing, so they can be killed; and one that is stopped hears nothing else."""
+        for worker in self._made._workers:
+            worker.kill()
+        # Without this end of the pipe the thread finds, once the workers are dead, that nobody writes any more.
+        self._made._worker_result_queue._writer.close()
+        self._asked.put(False)
+        self._thread.join(_PATIENCE_S)
+        self._made._shutdown_workers()
+
+    def _ask(self) -> None:
+        while self._asked.get():
+            try:
+                self._given.put((next(self._made), None))
+            except BaseException as error:
+                self._given.put((None, error))
+
+    def _refuse_dead(self) -> None:
+        for worker in self._made._workers:
+            if worker.exitcode is not None:
+                raise _Lost(f"reader process {worker.pid} was ended {_by(worker.exitcode)}") from None
 
 
 def _by(exit_code: int) -> str:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from cluster.stop import outlive_signals
 from shards.batches.augment import Augment
 from shards.batches.collate import FILLER_ID, Batch, Collator
-from shards.batches.loading import LOOK_EVERY_S, Loading
+from shards.batches.loading import Loading
 from shards.batches.plan import Plan
 from shards.prompts import REPLAYED, TRAINED_UNDER
 from shards.sample import EMOTIONS
@@ -118,7 +118,7 @@ class Reader:
             # Not spawn: it would copy everything the collator refers to, down to the model that counts speech tokens.
             options = {
                 "num_workers": self._num_workers, "multiprocessing_context": "fork", "prefetch_factor": 2,
-                "worker_init_fn": lambda worker: outlive_signals(), "timeout": LOOK_EVERY_S,
+                "worker_init_fn": lambda worker: outlive_signals(),
             }  # fmt: skip
         return DataLoader(
             _Samples(self._shard_set, self._collator, self._augment, self._plan.seed),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +23,10 @@ from shards.batches.loading import Loading
 STEPS, PER_STEP = 6, 3
 
 
-class Numbers(Dataset[int]):
+LONG = bytes(2**20)  # more than a pipe holds: a worker is mostly in the middle of writing
+
+
+class Numbers(Dataset[tuple[int, bytes]]):
     """Item i is i, and what `meet` does in the worker that makes it."""
 
     def __init__(self, first: int, meet: Callable[[int], object]) -> None:
@@ -31,15 +35,15 @@ class Numbers(Dataset[int]):
     def __len__(self) -> int:
         return STEPS * PER_STEP - self._first
 
-    def __getitem__(self, item: int) -> int:
+    def __getitem__(self, item: int) -> tuple[int, bytes]:
         self._meet(self._first + item)
-        return self._first + item
+        return self._first + item, LONG
 
 
 def make(meet: Callable[[int], object] = lambda item: None) -> Loading:
-    def loader_from(step: int) -> DataLoader[int]:
+    def loader_from(step: int) -> DataLoader[tuple[int, bytes]]:
         return DataLoader(
-            Numbers(step * PER_STEP, meet), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=0.1,
+            Numbers(step * PER_STEP, meet), batch_size=None, num_workers=2, multiprocessing_context="fork",
             worker_init_fn=lambda worker: signal.signal(signal.SIGTERM, signal.SIG_IGN), shuffle=False,
         )  # fmt: skip
 
@@ -51,12 +55,13 @@ def workers() -> list[psutil.Process]:
 
 
 def taken(loads: Loading, steps: range) -> list[int]:
-    return [item for step in steps for item in loads.take(step, PER_STEP)]
+    return [item for step in steps for item, _ in loads.take(step, PER_STEP)]
 
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(loading, "_PATIENCE_S", 0.5)
+    monkeypatch.setattr(loading, "_LOOK_EVERY_S", 0.1)
     before = {child.pid for child in workers()}
     yield
     assert {child.pid for child in workers()} == before
@@ -104,10 +109,14 @@ def test_workers_that_die_of_the_same_item_again_and_again_are_an_error(caplog: 
         if item == 7:
             os.kill(os.getpid(), signal.SIGSEGV)
 
-    with closing(make(die)) as loads:
-        assert taken(loads, range(2)) == list(range(6))
-        with pytest.raises(OSError, match=r"step 3: reader process \d+ was ended by SIGSEGV, and so did those in"):
-            loads.take(2, PER_STEP)
+    # They read ahead: what was read before that item dies with them.
+    with (
+        closing(make(die)) as loads,
+        pytest.raises(OSError, match=r"by SIGSEGV, and so did those in its") as end,
+    ):
+        taken(loads, range(STEPS))
+    assert re.match(r"step [123] or soon after: reader process \d+ was", str(end.value))
+    assert len([record for record in caplog.records if record.levelno == logging.WARNING]) >= 2
 
 
 def test_an_error_in_a_worker_is_no_lost_worker() -> None:
