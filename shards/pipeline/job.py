@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import shorten
 
 from shards.audio import SAMPLE_RATE
 from shards.manifest import write_rejects
@@ -348,8 +349,11 @@ def _claim(job: ShardJob, store: Store, inputs: Inputs) -> str:
         before = before or {}
         changed = [name for name in {**settings, **before} if before.get(name) != settings.get(name)]
         if changed:
-            other = ", ".join(changed)
-            raise ValueError(f"{job.out}: holds shards made with other {other}; choose another folder or remove it")
+            values = [[shorten(str(side.get(name)), 80) for side in (before, settings)] for name in changed]
+            other = "; ".join(f"{name}: {old} -> {new}" for name, (old, new) in zip(changed, values, strict=True))
+            raise ValueError(
+                f"{job.out}: holds shards made with other settings ({other}); choose another folder or remove it"
+            )
     else:
         store.write("job.json", json.dumps(settings, indent=1, ensure_ascii=False).encode())
     return job_fingerprint(settings)

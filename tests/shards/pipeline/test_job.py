@@ -120,8 +120,17 @@ def test_a_folder_made_from_something_else_is_refused(
     job: ShardJob, make_shards: Make, change: dict[str, object]
 ) -> None:
     make_shards(job)
-    with pytest.raises(ValueError, match=f"other .*{next(iter(change))}.*; choose another folder or remove it"):
+    with pytest.raises(ValueError, match=f"other .*{next(iter(change))}: .* -> .*; choose another folder or remove it"):
         make_shards(replace(job, **change))  # type: ignore[arg-type]
+
+
+def test_a_manifest_that_has_changed_is_refused_with_both_hashes(
+    job: ShardJob, corpus: Path, make_shards: Make
+) -> None:
+    make_shards(job)
+    corpus.write_text("".join(corpus.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(ValueError, match=r"made with other settings \(clips: [0-9a-f]{16} -> [0-9a-f]{16}"):
+        make_shards(job)
 
 
 def test_a_commit_of_the_job_that_had_the_folder_before_does_not_count(
