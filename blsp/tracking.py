@@ -151,7 +151,9 @@ class Tracker:
 def _open_log(path: Path, start_step: int) -> tuple[_Lines, float]:
     """The log without what came after `start_step`, open for more, and the seconds of the steps that it tells of."""
     kept = [record for record in read_log(path) if record["step"] <= start_step]
-    write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
+    content = "".join(json.dumps(record) + "\n" for record in kept).encode()
+    if not path.exists() or path.read_bytes() != content:  # a disk that is full takes no copy
+        write_atomically(path, content)
     return _Lines(path), sum(_number(record, "pace/steps_s", 0.0) for record in kept)
 
 

@@ -18,6 +18,7 @@ _log = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 1.0
 _PATIENCE_S = 120.0
+_LAST_WORDS_S = 10.0
 _TRIES = 3
 
 
@@ -101,7 +102,7 @@ class _InProcesses:
         # Without this end of the pipe the thread finds, once the workers are dead, that nobody writes any more.
         self._made._worker_result_queue._writer.close()
         self._asked.put(False)
-        self._thread.join(_PATIENCE_S)
+        self._thread.join(_LAST_WORDS_S)
         self._made._shutdown_workers()
 
     def _ask(self) -> None:
