@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from deepspeed import comm
 
 PARTS = ("data", "forward", "backward", "update")
 
+_MOST_STEPS = 50  # a GPU's events are no use for longer
 _CLEARLY_SHARE, _CLEARLY_S = 0.1, 0.005  # of a step's median, and at least so long
 # DeepSpeed's collectives, as its backends call them.
 _COLLECTIVES = (
@@ -58,7 +60,8 @@ class Stopwatch:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._part: str | None = None
-        self._steps: list[list[tuple[str, _Mark, _Mark, int]]] = [[]]  # part, from, to, and +1 or -1 for waiting
+        self._steps: deque[list[tuple[str, _Mark, _Mark, int]]]  # part, from, to, and +1 or -1 for waiting
+        self._steps = deque([[]], maxlen=_MOST_STEPS)
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -75,11 +78,11 @@ class Stopwatch:
         self._steps.append([])
 
     def medians(self) -> list[float]:
-        """Own seconds of a step in the order of `PARTS`, the median of the steps since the last call."""
+        """Own seconds of a step in the order of `PARTS`: the median of the steps since the last call, of 50 at most."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         steps = [self._seconds(step) for step in self._steps if step]
-        self._steps = [[]]
+        self._steps = deque([[]], maxlen=_MOST_STEPS)
         return [statistics.median(step[i] for step in steps) if steps else 0.0 for i in range(len(PARTS))]
 
     @contextmanager

@@ -23,7 +23,7 @@ from cluster.exit_codes import ExitCode
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
-_ECHO_S = 2.0  # a launcher that was stopped together with its ranks passes a SIGTERM on to them
+_ECHO_S = 2.0  # launchers and schedulers that reach a rank in two ways do so twice
 _GRACE_S = 2.0  # for a process that ends at once to tidy up
 _PR_SET_PDEATHSIG = 1  # of Linux' prctl
 
@@ -99,7 +99,7 @@ class StopSignals:
             return
         if self.patient and not self.asked:
             self.asked, self._asked_at_s = number, now_s
-        elif self.asked and number == signal.SIGTERM and now_s - self._asked_at_s < _ECHO_S:
+        elif self.asked and number != signal.SIGINT and now_s - self._asked_at_s < _ECHO_S:
             return
         elif number == signal.SIGTERM and self.asked == signal.SIGUSR1:  # a warning, and what it warned of
             self.asked, self._asked_at_s = number, now_s
@@ -133,8 +133,8 @@ def stop_signals(*, process_ends: bool = False) -> Iterator[StopSignals]:
     Python gets to it, and two seconds later the process is left wherever it is; also behind the block, if the
     `process_ends` there.
 
-    No second one are a SIGTERM up to two seconds after the first, which launchers pass on, and a first SIGTERM after
-    SIGUSR1, of which that has warned.
+    No second one are a SIGTERM or SIGUSR1 up to two seconds after the first, which launchers pass on, and a first
+    SIGTERM after SIGUSR1, of which that has warned.
     """
     global _active
     if _active is not None:
