@@ -219,6 +219,7 @@ def train(
 
 app.command()(cluster_verbs.launch)
 app.command()(cluster_verbs.submit)
+app.command()(cluster_verbs.doctor)
 app.command()(cluster_verbs.estimate)
 
 

@@ -106,3 +106,22 @@ def estimate(
     if isinstance(asked, EvalRecipe):
         raise ValueError(f"{recipe}: an evaluation is not estimated; name a recipe for `blsp train` or `blsp shard`")
     verb.run(asked, gpus, gpu, fabric)
+
+
+def doctor(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE]", help="Also its run folder, models and shards.")
+    ] = None,
+    overrides: Overrides = None,
+    hostfile: Annotated[Path | None, typer.Option(help="Hosts that ssh reaches; default: this one.")] = None,
+) -> None:
+    """Look at the hosts of a run before it is started: versions, GPUs, the shared folder, clocks, limits, the network,
+    and a sum over all ranks. Exit code 1 when something is wrong; a remedy stands below the table.
+    """
+    from blsp.recipe import TrainRecipe
+    from launcher import doctor, hosts
+    from launcher.recipe_files import load_kind
+
+    loaded = None if recipe is None else load_kind(TrainRecipe, recipe, overrides or [])
+    named = None if hostfile is None else hosts.read(hostfile)
+    raise typer.Exit(doctor.run(loaded, named))

@@ -32,10 +32,21 @@ def train(
     fewer = [] if min_hosts is None else ["--min-hosts", str(min_hosts)]
     again = shlex.join(["blsp", "launch", str(config), *overrides, "--hostfile", str(hostfile), *fewer])
     job = start.job(recipe, config, overrides, again, debug)
-    return supervise(job, [_place(host) for host in hosts], start.limits(recipe), min_hosts)
+    return supervise(job, [place(host) for host in hosts], start.limits(recipe), min_hosts)
 
 
-def _place(host: Host) -> Place:
+def read(hostfile: Path) -> list[Host]:
+    """The hosts of a hostfile. Raises ValueError when it is wrong or missing."""
+    try:
+        return read_hostfile(hostfile)
+    except FileNotFoundError:
+        raise ValueError(
+            f"{hostfile}: there is no such hostfile; hostfile.example explains every line of one"
+        ) from None
+
+
+def place(host: Host) -> Place:
+    """Where the ranks of one host run."""
     # The agent is of the same files as this process, wherever they lie; the ranks start in this process's folder.
     files = Path(cluster.__file__).resolve().parent.parent
     agent = over_ssh(host.name, [sys.executable, "-m", "cluster.agent"], files)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from blsp.checkpoint_folder import committed
 from blsp.recipe import TrainRecipe
-from cluster.agent_link import here
+from cluster.agent_link import Place, here
 from cluster.supervise import Job, Limits, supervise
 from launcher.quiet import has_gpu, num_gpus
 
@@ -21,10 +21,14 @@ def train(recipe: TrainRecipe, config: Path, overrides: Sequence[str], *, proces
 
     Ctrl-C, SIGTERM, SIGUSR1 and the end of the terminal let the ranks save and end; a second one ends them at once.
     """
-    number = processes or num_gpus() or 1
     again = ["blsp", "train", str(config), *overrides, *(["--processes", str(processes)] if processes else [])]
-    place = here(socket.gethostname(), number, environment(number))
-    return supervise(job(recipe, config, overrides, shlex.join(again), debug), [place], limits(recipe))
+    return supervise(job(recipe, config, overrides, shlex.join(again), debug), [place(processes)], limits(recipe))
+
+
+def place(processes: int | None = None) -> Place:
+    """This host. `processes`: one per GPU, or one where there is none."""
+    number = processes or num_gpus() or 1
+    return here(socket.gethostname(), number, environment(number))
 
 
 def job(recipe: TrainRecipe, config: Path, overrides: Sequence[str], resume: str, debug: bool) -> Job:
