@@ -48,7 +48,7 @@ class AgentLink:
         self.is_up = False  # it has reported
         self.address = ""  # by which we reach its host, as far as the agent knows
         self._unread, self._unsent = b"", b""
-        output: list[int] = [os.dup(sys.stdout.fileno())] if place.is_here else []
+        output: list[int] = [os.dup(1)] if place.is_here else []
         try:
             self._process = subprocess.Popen(
                 [*place.command, *(["--output", str(output[0])] if output else [])],
@@ -75,9 +75,11 @@ class AgentLink:
         piece = os.read(self.reports.fileno(), 1 << 16)
         if not piece:
             return None
-        self.heard_s, self.is_up = time.monotonic(), True
+        self.heard_s = time.monotonic()
         *lines, self._unread = (self._unread + piece).split(b"\n")
-        return [json.loads(line) for line in lines]
+        reports = [report for line in lines if (report := _report(line)) is not None]
+        self.is_up = self.is_up or reports != []
+        return reports
 
     def hang_up(self) -> None:
         """The end of its stdin ends an agent with its ranks."""
@@ -94,3 +96,13 @@ class AgentLink:
             code = self._process.wait()
         self.reports.close()
         return code
+
+
+def _report(line: bytes) -> dict[str, Any] | None:
+    """What an agent reports in a line; what a login shell over there says goes to people, not to the coordinator."""
+    with suppress(ValueError):
+        report = json.loads(line)
+        if isinstance(report, dict) and "is" in report:
+            return report
+    print(line.decode(errors="replace"), file=sys.stderr, flush=True)
+    return None

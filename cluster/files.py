@@ -66,7 +66,7 @@ def _write_atomically(path: Path, content: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames and links in `folder` survive a power cut."""
+    """Make renames and links in `folder` survive a power cut; of a file, what is in it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -76,7 +76,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder under another name that becomes `out` when all of it is written. Raises ValueError when `out` holds
+    """A folder under another name that becomes `out` when all of it is on the disk. Raises ValueError when `out` holds
     something."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out}: already there; choose another name or remove it first")
@@ -86,6 +86,9 @@ def new_folder(out: Path) -> Iterator[Path]:
     folder.mkdir()
     try:
         yield folder
+        for path in (*folder.rglob("*"), folder):
+            sync_folder(path)
         folder.replace(out)
+        sync_folder(out.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -24,7 +24,7 @@ class Job:
 
     name: str
     command: Sequence[str]  # runs on the first host; SIGTERM lets it save and end
-    goes_on: int  # its exit code when it was stopped and the same command goes on
+    goes_on: Sequence[int]  # its exit codes when it was stopped and the same command goes on
     written_by: str
     work_folder: Path
     log: str  # where both streams go, %j is the number of the job
@@ -54,7 +54,7 @@ wait "$child"; code=$?
 if [ "$told" ]; then wait "$child"; code=$?; fi
 
 # Stopped, not finished: once more, unless somebody has cancelled the job.
-if [ "$code" = {goes_on} ] && [ "$(squeue -h -o %T -j "$SLURM_JOB_ID")" = RUNNING ]; then
+if [[ $code =~ ^({goes_on})$ && $(squeue -h -o %T -j "$SLURM_JOB_ID") =~ ^(RUNNING|SIGNALING)$ ]]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"
@@ -79,7 +79,7 @@ def batch_script(job: Job) -> str:
         directives="\n".join(lines),
         modules="".join(f"module load {shlex.quote(_one_line(name))} || exit\n" for name in job.modules),
         command=shlex.join([_one_line(word) for word in job.command]),
-        goes_on=job.goes_on,
+        goes_on="|".join(map(str, job.goes_on)),
     )
 
 

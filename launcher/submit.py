@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,9 +16,6 @@ from cluster.slurm import Job, batch_script, literal, submit
 from launcher.recipe_files import load
 from launcher.recipe_yaml import RecipeError
 from shards.sets.store import is_url
-
-# Exit codes after SIGTERM; shards need nothing but to be begun again.
-_STOPPED = {"train": int(ExitCode.STOPPED), "shard": 128 + signal.SIGTERM}
 
 
 def as_overrides(given: Mapping[str, object]) -> list[str]:
@@ -71,7 +67,7 @@ def _job(recipe: TrainRecipe | ShardRecipe, name: str, overrides: Sequence[str],
     return Job(
         name=output.name or recipe.kind,
         command=[sys.executable, "-m", "launcher", *command],
-        goes_on=_STOPPED[recipe.kind],
+        goes_on=(ExitCode.STOPPED, ExitCode.AT_ONCE),
         written_by=shlex.join(["blsp", *sys.argv[1:]]),
         work_folder=Path.cwd(),
         log=f"{literal((output / 'slurm').absolute())}/%j.log",

@@ -113,6 +113,7 @@ def _llm(llm: Llm, lora: LoraSection | None, checkpointed: bool, size: int, batc
     return _Layers(layers.kept + last + rotary, layers.again)
 
 
+_BEHIND_NORM = {"q_proj", "k_proj", "v_proj"}
 # Maps that are given the same input.
 _TOGETHER = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
 
@@ -141,17 +142,21 @@ def _encoder(
     attention = 4 * positions * width * size + positions * encoder.heads * _FLOAT32
     norms = 2 * positions * (width * size + 2 * _FLOAT32)
     activation = positions * encoder.inner * size
-    each = attention + norms + activation
+    each, first = attention + norms + activation, 0.0
     if learns:
+        # Windows of both convolutions, and what their activation is given.
+        first = positions * (2 * (3 * encoder.mel_bins + width) + 4 * width) * size
         # Inputs of q, k and v, of fc1 and of fc2; that of out is what attention gives.
         each += positions * (2 * width + (width if on_cpu else 0) + encoder.inner) * size
     elif lora is not None:
         chosen = targeted(encoder.linears, lora.targets, "model.encoder_lora.targets")
         each += _lora(chosen, lora, positions, size, on_cpu)
+        if not checkpointed:
+            # What the first layer is given needs no gradient: neither its norm nor dropout keeps anything for one.
+            masks = len(_BEHIND_NORM & {linear.name for linear in chosen}) if lora.dropout else 0
+            first = -positions * width * (size + masks * (size if on_cpu else 1))
     layers = _layers(each, positions * width * size, encoder.layers, checkpointed)
-    # Windows of both convolutions, and what their activation is given.
-    first = 2 * positions * (3 * encoder.mel_bins + width) + positions * (3 * width + width) if learns else 0
-    return _Layers(layers.kept + first * size + positions * width * size, layers.again)
+    return _Layers(layers.kept + first + positions * width * size, layers.again)
 
 
 def _adapter(parts: Parts, size: int, batch: MicroBatch) -> float:

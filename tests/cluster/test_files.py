@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
-from cluster.files import write_atomically
+from cluster.files import new_folder, persistently, write_atomically
 
 
 def test_content_is_replaced_and_folders_are_made(tmp_path: Path) -> None:
@@ -31,3 +33,28 @@ def test_failure_keeps_the_old_file_and_leaves_nothing_beside_it(
     assert caught.value.filename == str(path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_all_of_a_new_folder_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, synced = tmp_path / "out", set()
+    monkeypatch.setattr("os.fsync", lambda descriptor: synced.add((os.fstat(descriptor).st_ino, out.exists())))
+    with new_folder(out) as folder:
+        (folder / "a").mkdir()
+        (folder / "a" / "b").write_text("b")
+    assert {(path.stat().st_ino, False) for path in (out, out / "a", out / "a" / "b")} | {
+        (tmp_path.stat().st_ino, True)
+    } == synced
+
+
+def test_a_disk_that_fails_once_is_asked_again_and_a_full_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.files._PAUSES_S", (0.0, 0.0))
+    for number, tries in ((errno.EIO, 3), (errno.ENOSPC, 1)):
+        disk = mock.Mock(side_effect=[OSError(number, "no"), OSError(number, "no"), "done"])
+        if tries == 3:
+            assert persistently(disk) == "done"
+        else:
+            with pytest.raises(OSError, match="no"):
+                persistently(disk)
+        assert disk.call_count == tries

@@ -19,8 +19,8 @@ from cluster import slurm
 from cluster.slurm import Job, batch_script
 
 JOB = Job(
-    name="stage1", command=["true"], goes_on=75, written_by="blsp submit", work_folder=Path("/"), log="/tmp/%j.log",
-    warning_s=300, options={"nodes": "2", "exclusive": None},
+    name="stage1", command=["true"], goes_on=[75, 143], written_by="blsp submit", work_folder=Path("/"),
+    log="/tmp/%j.log", warning_s=300, options={"nodes": "2", "exclusive": None},
 )  # fmt: skip
 HOSTILE = ["$(touch owned)", "`touch owned`", "; touch owned", "' ; touch owned '", '" ; touch owned "', "a\\", "# x"]
 
@@ -108,12 +108,16 @@ def told(tmp_path: Path, number: signal.Signals, state: str, code: int) -> tuple
     return process.returncode, asked.read_text().splitlines() if asked.exists() else []
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_a_job_that_was_told_to_stop_and_has_saved_queues_again(tmp_path: Path, number: signal.Signals) -> None:
-    assert told(tmp_path, number, "RUNNING", 75) == (75, ["requeue 4711"])
+@pytest.mark.parametrize(
+    ("number", "state", "code"), [(signal.SIGUSR1, "RUNNING", 75), (signal.SIGTERM, "SIGNALING", 143)]
+)
+def test_a_job_that_was_told_to_stop_and_has_saved_queues_again(
+    tmp_path: Path, number: signal.Signals, state: str, code: int
+) -> None:
+    assert told(tmp_path, number, state, code) == (code, ["requeue 4711"])
 
 
-@pytest.mark.parametrize(("state", "code"), [("COMPLETING", 75), ("RUNNING", 1), ("RUNNING", 0)])
+@pytest.mark.parametrize(("state", "code"), [("COMPLETING", 75), ("RUNNING", 7), ("RUNNING", 0)])
 def test_a_job_that_was_cancelled_or_failed_or_is_done_does_not(tmp_path: Path, state: str, code: int) -> None:
     assert told(tmp_path, signal.SIGTERM, state, code) == (code, [])
 

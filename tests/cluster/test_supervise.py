@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
+from cluster.agent_link import here
 from cluster.exit_codes import ExitCode
+from cluster.supervise import Job, supervise
 from tests.cluster.standin import LIMITS, coordinate
 
 STEPS = """
@@ -74,7 +76,7 @@ def test_the_first_cause_is_told_not_what_others_met_because_of_it(
 ) -> None:
     code = STEPS + (
         "if rank == 0: tell_failure(RuntimeError('Connection closed by peer'), consequence=True); sys.exit(1)\n"
-        "time.sleep(0.3)\n"
+        "time.sleep(0.1)\n"
         "tell_failure(KeyError('mouse'), consequence=False, traceback='Traceback: line 7\\n'); sys.exit(1)"
     )
     assert coordinate(tmp_path, code, limits=replace(LIMITS, restarts=0)) == ExitCode.GIVEN_UP
@@ -176,6 +178,14 @@ def test_a_host_that_is_lost_is_named_and_started_again(tmp_path: Path, capfd: p
     assert "blsp: host host-1 is lost (its agent is gone). Starting again" in capfd.readouterr().err
 
 
+def test_a_login_shell_that_greets_does_not_disturb(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    place = here("greeting", 1, {})
+    shell = replace(place, command=("sh", "-c", 'echo "Welcome to {n1}"; exec "$@"', "sh", *place.command))
+    job = Job((sys.executable, "-c", "print('hello')"), Path.cwd(), tmp_path, "again", lambda: None)
+    assert supervise(job, [shell], LIMITS) == 0
+    assert capfd.readouterr() == ("hello\n", "Welcome to {n1}\n")
+
+
 def gone(process: int) -> bool:
     """Whether it ended; one that nobody has waited for yet has."""
     try:
@@ -215,7 +225,14 @@ def test_nothing_stays_behind_when_the_coordinator_or_the_agent_is_killed(tmp_pa
     process.communicate(timeout=20)
 
 
-@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75)])
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 75, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_reaches_all_ranks_which_save_and_say_where(
     tmp_path: Path, number: signal.Signals, expected: int
 ) -> None:
@@ -231,6 +248,7 @@ def test_a_signal_reaches_all_ranks_which_save_and_say_where(
     assert (tmp_path / "0.saved").exists() and (tmp_path / "1.saved").exists()
 
 
+@pytest.mark.slow
 def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
     code = "signal.signal(2, signal.SIG_IGN)\n" + STEPS + READY + "time.sleep(60)"
     process = started(tmp_path, code, '{"hang_timeout_s": 50}')

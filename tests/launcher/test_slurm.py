@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 from transformers import PreTrainedTokenizerFast
 
@@ -60,12 +65,35 @@ def log(run: Path, job: int) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def test_two_hosts_of_a_job_train_as_two_processes_on_one_host(work: Path, slurm: Slurm, undisturbed: Trained) -> None:
-    run = work / "two-hosts"
-    job = submit(slurm, work, str(undisturbed.recipe), f"run={run}", "--nodes", "2", "--time", "0:20:00")
-    assert slurm.wait_for(job, "COMPLETED", "FAILED") == "COMPLETED", log(run, job)
-    assert losses(run) == undisturbed.losses
-    assert (run / "export" / "model.safetensors").read_bytes() == undisturbed.weights
+def last_step(run: Path) -> int:
+    """That the run's log tells of."""
+    path = run / "log.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return int(json.loads(lines[-1])["step"]) if lines else 0
+
+
+@contextmanager
+def standing_still(slurm: Slurm, run: Path, step: int) -> Iterator[list[psutil.Process]]:
+    """From that step on no rank of the run gets any further, while the block runs."""
+    slurm.wait(lambda: last_step(run) >= step, f"{run} is in step {step}", 45)
+    ranks = [process for process in psutil.process_iter() if is_rank(process, run)]
+    assert len(ranks) == 2
+    for rank in ranks:
+        rank.send_signal(signal.SIGSTOP)
+    assert step <= last_step(run) < STEPS
+    try:
+        yield ranks
+    finally:
+        for rank in ranks:
+            with suppress(psutil.NoSuchProcess):
+                rank.send_signal(signal.SIGCONT)
+
+
+def is_rank(process: psutil.Process, run: Path) -> bool:
+    try:
+        return "launcher.train" in process.cmdline() and f"run={run}" in process.cmdline()
+    except psutil.Error:
+        return False
 
 
 def test_jobs_wait_for_each_other_and_one_behind_a_failure_is_never_run(work: Path, slurm: Slurm) -> None:
@@ -77,3 +105,34 @@ def test_jobs_wait_for_each_other_and_one_behind_a_failure_is_never_run(work: Pa
     assert "none.jsonl" in log(work / "none", fails)
     slurm.wait_for(behind, "CANCELLED")
     assert log(work / "runs" / "stage1", behind) == ""
+
+
+def test_a_job_on_two_hosts_goes_on_after_its_walltime_a_preemption_and_a_lost_host(
+    work: Path, slurm: Slurm, undisturbed: Trained
+) -> None:
+    run = work / "two-hosts"
+    job = submit(
+        slurm, work, str(undisturbed.recipe), f"run={run}", "--nodes", "2", "--time", "0:20:00", "--warning-s", "10"
+    )
+
+    def told() -> int:
+        return log(run, job).count("SLURM asks to stop")
+
+    with standing_still(slurm, run, 4):
+        assert slurm.ask("scontrol", "update", f"JobId={job}", "TimeLimit=1") == ""
+        slurm.wait(lambda: told() == 1, "SLURM has told of the walltime", 60)
+    slurm.wait_for(job, "PENDING", limit_s=30)
+    assert slurm.ask("scontrol", "update", f"JobId={job}", "TimeLimit=20") == ""
+    with standing_still(slurm, run, 14):
+        urgent = slurm.bed.login.start(["srun", "-p", "high", "--exclusive", "-N1", "sleep", "1"], env=slurm.env)
+        time.sleep(1)
+    slurm.wait_for(job, "PENDING", limit_s=30)
+    assert urgent.wait(30) == 0
+    with standing_still(slurm, run, 24):
+        slurm.bed.nodes[1].power_off()
+        slurm.wait_for(job, "PENDING", limit_s=60)
+    slurm.mend_hosts()
+    assert slurm.wait_for(job, "COMPLETED", "FAILED") == "COMPLETED", log(run, job)
+    assert slurm.ask("squeue", "-h", "-t", "all", "-j", str(job), "-O", "restartcnt") == "3"
+    assert losses(run) == undisturbed.losses
+    assert (run / "export" / "model.safetensors").read_bytes() == undisturbed.weights

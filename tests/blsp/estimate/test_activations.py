@@ -114,8 +114,8 @@ def test_a_tiny_model_keeps_what_the_formula_says(
 ) -> None:
     if stage == "stage 1" and "encoder" in checkpointing:
         pytest.skip("recipes refuse it: the encoder is frozen")
-    for dtype in ("float32", "bfloat16"):
-        formula, measured = both(tmp_path, "tiny", dtype, STAGES[stage], window, checkpointing)
+    for dtype, dropout in (("float32", 0.0), ("bfloat16", 0.0 if stage == "stage 1" else 0.05)):
+        formula, measured = both(tmp_path, "tiny", dtype, STAGES[stage], window, checkpointing, dropout)
         assert formula == pytest.approx(measured, rel=0.1), dtype
 
 
