@@ -14,6 +14,7 @@ from blsp.estimate.workload import CLIP_S, WORD_TOKENS_PER_S, read_workload
 from blsp.estimate.writing import writing
 from blsp.recipe import ShardRecipe, TrainRecipe
 from cluster.choice import best, choose
+from cluster.forecast import COUNTS
 from cluster.machines import FABRICS, GPUS, GPUS_PER_HOST
 from cluster.sharding import Zero
 from launcher.estimate_tables import Report
@@ -40,7 +41,8 @@ def run(recipe: TrainRecipe | ShardRecipe, gpus: int | None, gpu_name: str, fabr
     if gpus is None:
         choice = choose(needed, gpu, fabric, asked)
         if choice is None:
-            refuse_what_does_not_fit(recipe, parts, workload.clips, min(GPUS_PER_HOST, recipe.data.micro_batches), gpu)
+            one_host = max(n for n in COUNTS if n <= min(GPUS_PER_HOST, recipe.data.micro_batches))
+            refuse_what_does_not_fit(recipe, parts, workload.clips, one_host, gpu)
         assert choice is not None
         rows, chosen, limit = choice.rows, choice.chosen, choice.limit
     else:

@@ -25,7 +25,7 @@ def pretrained_folder(name: str, field: str, revision: str | None) -> Path:
     try:
         found = try_to_load_from_cache(name, "config.json", revision=revision)
     except HFValidationError:
-        found = None
+        raise ValueError(f"{field}: {name} is not here, and its sizes are not guessed; make the folder first") from None
     if not isinstance(found, str):
         raise ValueError(
             f"{field}: {name} is neither a folder nor in the hub's cache, and its sizes are not guessed; "

@@ -104,10 +104,23 @@ def test_what_there_is_no_formula_for_is_refused(tmp_path: Path, config: dict[st
         read_encoder(str(tmp_path))
 
 
-def test_a_model_that_is_not_here_is_not_guessed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
-    for name in ("nobody/nothing", str(tmp_path / "gone"), "not a hub id at all/x/y"):
-        with pytest.raises(ValueError, match=r"model.llm: .* neither a folder nor in the hub's cache"):
+def test_a_hub_id_is_read_from_the_cache_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match=r"model.llm: some/llm is neither .*`hf download some/llm config.json`"):
+        read_llm("some/llm", None)
+    cached = tmp_path / "models--some--llm"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "snapshots").mkdir()
+    (cached / "refs/main").write_text("0" * 40)
+    write(cached / "snapshots" / ("0" * 40), LLMS[0])
+    assert read_llm("some/llm", None).layers == SIZES["num_hidden_layers"]
+    with pytest.raises(ValueError, match="neither"):
+        read_llm("some/llm", "another")
+
+
+def test_a_folder_that_is_not_here_is_not_guessed(tmp_path: Path) -> None:
+    for name in (str(tmp_path / "gone"), "imported/blsp-emo/llm"):
+        with pytest.raises(ValueError, match=r"model.llm: .* is not here, and its sizes are not guessed"):
             read_llm(name, None)
     with pytest.raises(ValueError, match=r"has no config.json"):
         read_llm(str(tmp_path), None)
