@@ -44,15 +44,15 @@ class Report:
         step, steps = made.total * job.micro_batches, workload.clips.steps
         shares = ", ".join(f"{name} {value / made.total:.0%}" for name, value in vars(made).items() if value)
         about = {
-            "frozen": f"{job.weights.num_frozen / 1e9:,.2f} B weights, {_gb(job.weights.num_frozen * each)} GB",
-            "learns": f"{job.weights.num_trained / 1e6:,.1f} M weights: {', '.join(recipe.stage.train)}",
+            "frozen": f"{_short_number(job.weights.num_frozen)} weights, {_gb(job.weights.num_frozen * each)} GB",
+            "learns": f"{_short_number(job.weights.num_trained)} weights: {', '.join(recipe.stage.train)}",
             "clips": workload.clips.known,
             "micro-batch": f"{mean.clips:.1f} clips on average, {mean.tokens:,.0f} tokens; at most "
             f"{most.heard / POSITIONS_PER_S:,.0f} s heard, {most.tokens:,.0f} tokens, {most.rows:,.0f} rows of logits",
             "step": f"{recipe.data.clips_per_step:g} clips in {job.micro_batches} micro-batches, "
-            f"{step / 1e15:,.3g} PFLOP: {shares}",
+            f"{step / 1e12:,.4g} TFLOP: {shares}",
             "epoch": "not known without its shard set" if steps is None
-            else f"{steps:,} steps, {steps * step / 1e18:,.3g} EFLOP",
+            else f"{steps:,} steps, {steps * step / 1e15:,.3g} PFLOP",
             "checkpoint": f"{_gb(12 * job.weights.num_trained)} GB, of which {engine.keep_checkpoints} are kept",
         }  # fmt: skip
         table = Table(box=None, pad_edge=False, show_header=False)
@@ -161,6 +161,12 @@ def _table(*columns: str) -> Table:
 
 def _gb(num_bytes: float) -> str:
     return f"{num_bytes / 1e9:,.1f}" if num_bytes >= 5e7 or not num_bytes else f"{num_bytes / 1e9:.3f}"
+
+
+def _short_number(number: float) -> str:
+    """Three digits and a thousand, a million or a billion."""
+    size, letter = next(((s, n) for s, n in ((1e9, " B"), (1e6, " M"), (1e3, " k")) if number >= s), (1, ""))
+    return f"{number / size:,.3g}{letter}"
 
 
 def _sizes(held: Memory) -> list[float]:

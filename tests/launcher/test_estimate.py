@@ -86,7 +86,7 @@ def test_everything_that_is_asked_of_it_is_there(models: Path, capsys: pytest.Ca
     code, output = said(capsys, STAGE_1, "data.micro_batches=64")
     assert code == 0
     for words in (
-        "8.25 B weights, 16.5 GB", "82.3 M weights: adapter", "PFLOP: encoder", "checkpoint", "Memory of each of 64 x",
+        "8.25 B weights, 16.5 GB", "82.3 M weights: adapter", "TFLOP: encoder", "checkpoint", "Memory of each of 64 x",
         "ZeRO-1", "ZeRO-2", "ZeRO-3 whole", "ZeRO-3 cut", "grads", "optim", "activ", "logits", "gather", "alloc",
         "  clips  step, s", "NVLink  8 x HDR  4 x 100 Gb  1 x 100 Gb  sent, GB", "Continuations for 1,000 hours of ",
         "Take 64 x a100-80 with ZeRO-3, frozen resident, as the recipe says", "data.micro_batches = 64",
