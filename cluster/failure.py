@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ class Failure:
     exception: Mapping[str, Any] | None = None
     code: int = ExitCode.REFUSED  # what the run would end with
     is_own: bool = False  # an error of this rank, or a host never reached: nothing that happened to a run at work
+    traceback: str = ""  # of a bug of ours, which no sentence explains: to be printed
 
     @property
     def is_final(self) -> bool:
@@ -111,7 +112,11 @@ def _failure_of(rank: RankState) -> Failure:
         sentence = f"{who} was ended by {name} ({rank.where}){memory}"
     else:
         what, sentence = "exit", f"{who} ended with exit code {rank.code} ({rank.where})"
-    return _failure(what, sentence, rank, exception, code, is_own=told is not None and not rank.is_consequence)
+    return replace(
+        _at(rank, what, sentence), exception=exception, code=code,
+        is_own=told is not None and not rank.is_consequence,
+        traceback=exception["traceback"] if exception is not None and not (told or {}).get("sentence") else "",
+    )  # fmt: skip
 
 
 def hang(slowest: list[RankState], silent_s: float) -> Failure:
@@ -119,21 +124,14 @@ def hang(slowest: list[RankState], silent_s: float) -> Failure:
     first = slowest[0]
     who = " and ".join(f"rank {rank.rank} on {rank.host}" for rank in slowest)
     sentence = f"{who} did not get on for {silent_s:.0f} s ({first.where}), and the run was stopped"
-    return _failure("hang", sentence, first)
+    return _at(first, "hang", sentence)
 
 
-def _failure(
-    what: str,
-    sentence: str,
-    rank: RankState,
-    exception: Mapping[str, Any] | None = None,
-    code: int = ExitCode.REFUSED,
-    is_own: bool = False,
-) -> Failure:
-    beat = rank.beat
-    told = rank.failure or {}
+def _at(rank: RankState, what: str, sentence: str) -> Failure:
+    """A failure where this rank was."""
+    beat, told = rank.beat, rank.failure or {}
     culprit, ids = told.get("culprit", rank.rank), tuple(told.get("ids", beat.get("ids", ())))
-    return Failure(what, sentence, rank.host, culprit, beat["phase"], beat["step"], ids, exception, code, is_own)
+    return Failure(what, sentence, rank.host, culprit, beat["phase"], beat["step"], ids)
 
 
 def write_failure(
@@ -142,7 +140,7 @@ def write_failure(
     """`run`/failure.json, as docs/reliability.md describes it."""
     content = {
         "time": time,
-        **{name: value for name, value in asdict(failure).items() if name not in ("code", "is_own")},
+        **{name: value for name, value in asdict(failure).items() if name not in ("code", "is_own", "traceback")},
         "exit_code": int(failure.code),
         "ranks": [
             {

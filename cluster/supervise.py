@@ -103,6 +103,7 @@ class _Coordinator:
             before, tries = now, tries + 1 if now == before else 0
             why_not = self._why_not_again(result, restarts, tries)
             self._write(result, restarts, restarted=why_not is None)
+            print(result.traceback, end="", file=sys.stderr, flush=True)
             if why_not is not None:
                 return self._give_up(result, why_not)
             _say(f"{result.sentence}{'' if result.sentence.endswith('?') else '.'} Starting again")
@@ -135,8 +136,6 @@ class _Coordinator:
             _say(f"{self._job.run / 'failure.json'}: could not be written ({error.strerror})")
 
     def _give_up(self, failure: Failure, why: str) -> int:
-        if failure.exception and failure.exception["traceback"]:
-            print(failure.exception["traceback"], end="", file=sys.stderr, flush=True)
         _say(f"{failure.sentence}; {why}" if why else failure.sentence)
         return failure.code if why in ("", _GOES_ON) else ExitCode.GIVEN_UP
 

@@ -106,7 +106,8 @@ def test_a_crash_at_the_same_step_ends_after_three_tries_without_a_newer_checkpo
 def test_wrong_input_is_said_once_in_the_ranks_words_and_not_tried_again(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    code = STEPS + "tell_failure(ValueError('no'), consequence=False, code=2, sentence='the set is gone'); sys.exit(2)"
+    code = STEPS + "tell_failure(ValueError('no'), consequence=False, code=2, sentence='the set is gone', "
+    code += "traceback='Traceback: line 7'); sys.exit(2)"
     assert coordinate(tmp_path, code) == ExitCode.WRONG_INPUT
     assert capfd.readouterr().err == "blsp: the set is gone\n"
 

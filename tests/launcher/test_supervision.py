@@ -13,11 +13,19 @@ from transformers import PreTrainedTokenizerFast
 
 from blsp.recipe import TrainRecipe
 from cluster.agent_link import here
-from cluster.supervise import supervise
+from cluster.supervise import Job, supervise
 from launcher import start
 from launcher.recipe_files import load_kind
 from tests.blsp.tiny import STAGE_1, make_encoder, make_loud_llm, make_shards, model_section
 from tests.launcher.faulty_rank import SLOW_S
+
+
+def test_what_is_wrong_for_all_ranks_is_said_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    argv = (sys.executable, "-m", "launcher.train", "--config", "mini_stage1", "data.sed=1")
+    place, limits = here("this", 2, {}), start.limits(load_kind(TrainRecipe, "mini_stage1", []))
+    job = Job(argv, Path.cwd(), tmp_path, "again", lambda: None)
+    assert supervise(job, [place], limits) == 2
+    assert capfd.readouterr() == ("", "blsp: override 'data.sed=1': data.sed: unknown key (nearest: seed)\n")
 
 
 @pytest.mark.slow
