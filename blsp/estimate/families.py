@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from blsp.estimate.pretrained_files import json_object, num_stored, pretrained_folder
+from blsp.estimate.pretrained_files import num_stored, pretrained_folder
+from cluster.json_files import read_object
 
 _LLMS = ("llama", "mistral", "qwen2", "qwen3")
 _HEAD_WIDTH = {"qwen3": 128}  # where a configuration says nothing of it
@@ -123,7 +124,7 @@ class _Fields:
     """Of one config.json; errors name file and field."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self._values = path, json_object(path)
+        self.path, self._values = path, read_object(path)
 
     def size(self, name: str, default: int | None = None) -> int:
         """A whole number above 0."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+from cluster.json_files import parse_object, read_object
 
 _LONGEST_HEADER = 100_000_000  # bytes; as safetensors itself allows
 
@@ -34,17 +34,6 @@ def pretrained_folder(name: str, field: str, revision: str | None) -> Path:
     return Path(found).parent
 
 
-def json_object(path: Path) -> dict[str, Any]:
-    """The object in a file. Raises ValueError when there is none."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds no object")
-    return content
-
-
 def num_stored(folder: Path, counts: Callable[[str], bool]) -> int | None:
     """Elements of all tensors whose name `counts`, by the safetensors headers; None where there are no such files.
 
@@ -54,22 +43,25 @@ def num_stored(folder: Path, counts: Callable[[str], bool]) -> int | None:
     index = folder / "model.safetensors.index.json"
     names = {"model.safetensors"}
     if index.is_file():
-        weight_map = json_object(index).get("weight_map")
+        weight_map = read_object(index).get("weight_map")
         if not isinstance(weight_map, dict):
             raise ValueError(f"{index}: is not an index of shards (no weight_map)")
         names = {Path(str(name)).name for name in weight_map.values()}
     if not all((folder / name).is_file() for name in names):
         return None
-    return sum(math.prod(shape) for name in names for tensor, shape in _shapes(folder / name).items() if counts(tensor))
+    return sum(number for name in names for tensor, number in _elements(folder / name).items() if counts(tensor))
 
 
-def _shapes(path: Path) -> dict[str, list[int]]:
+def _elements(path: Path) -> dict[str, int]:
     with path.open("rb") as file:
         try:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > _LONGEST_HEADER:
                 raise ValueError("its header is too long")
-            header = json.loads(file.read(length))
-            return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+            header = parse_object(file.read(length))
+            shapes = {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+            if not all(type(size) is int and size >= 0 for shape in shapes.values() for size in shape):
+                raise ValueError("a shape that is none")
+            return {name: math.prod(shape) for name, shape in shapes.items()}
         except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}: cannot be read as safetensors weights; is it whole?") from error

@@ -124,3 +124,17 @@ def test_a_folder_that_is_not_here_is_not_guessed(tmp_path: Path) -> None:
             read_llm(name, None)
     with pytest.raises(ValueError, match=r"has no config.json"):
         read_llm(str(tmp_path), None)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"\xff" * 9, b"\x02\0\0\0\0\0\0\0[]", b"\x08\0\0\0\0\0\0\0{\"a\": 1}",
+        b"\x14\0\0\0\0\0\0\0" + b'{"a":{"shape":["x"]}}'[:20], b"\x15\0\0\0\0\0\0\0" + b'{"a":{"shape":["x"]}}',
+    ],
+)  # fmt: skip
+def test_nonsense_in_place_of_weights_is_a_sentence(tmp_path: Path, header: bytes) -> None:
+    write(tmp_path, LLMS[0])
+    (tmp_path / "model.safetensors").write_bytes(header)
+    with pytest.raises(ValueError, match=r"model.safetensors: cannot be read as safetensors weights"):
+        read_llm(str(tmp_path), None)
