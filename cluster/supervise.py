@@ -79,6 +79,8 @@ def supervise(job: Job, places: Sequence[Place], limits: Limits, min_hosts: int 
 
 
 def _say(sentence: str) -> None:
+    if sys.stderr.isatty():
+        print("\x1b[?25h", end="", file=sys.stderr)  # a rank that was killed in the midst of its bar has hidden it
     print(sentence if "\n" in sentence else f"blsp: {sentence}", file=sys.stderr, flush=True)
 
 

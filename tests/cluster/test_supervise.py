@@ -187,6 +187,16 @@ def test_a_login_shell_that_greets_does_not_disturb(tmp_path: Path, capfd: pytes
     assert capfd.readouterr() == ("hello\n", "Welcome to {n1}\n")
 
 
+def test_the_cursor_that_a_killed_rank_has_hidden_is_shown_again(tmp_path: Path) -> None:
+    ours, terminal = os.openpty()
+    code = STEPS + "if first: os.kill(os.getpid(), signal.SIGKILL)"
+    command = [sys.executable, "-m", "tests.cluster.standin", str(tmp_path), code, "[1]", "{}"]
+    assert subprocess.run(command, stderr=terminal).returncode == 0
+    assert b"\x1b[?25hblsp: rank 0 on host-0 was ended by SIGKILL" in os.read(ours, 1 << 16)
+    os.close(ours)
+    os.close(terminal)
+
+
 def gone(process: int) -> bool:
     """Whether it ended; one that nobody has waited for yet has."""
     try:
