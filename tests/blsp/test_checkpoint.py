@@ -380,7 +380,9 @@ def killed_at(point: int) -> Iterator[list[str]]:
         yield calls
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_point_leaves_a_valid_checkpoint(tmp_path: Path) -> None:
+    """As test_failing_saves.py has it, where no process can be traced."""
     seen = set()
     for point in itertools.count(1):
         folder = tmp_path / f"{point}"

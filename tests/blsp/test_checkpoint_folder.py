@@ -94,6 +94,7 @@ def test_one_without_weights_or_a_place_in_the_plan_is_damaged_whatever_its_mani
     assert "names no weights, or no state.json" in said[0]
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_goes_unnoticed(tmp_path: Path) -> None:
     save(tmp_path / "c", 5, 10)
     newest = tmp_path / "c" / "step-000010"
@@ -145,7 +146,7 @@ def test_bytes_that_are_lost_zeroed_or_others_anywhere_are_found_and_the_one_bef
     older, newer = tmp_path / "c" / "step-000005", tmp_path / "c" / "step-000010"
     save(tmp_path / "c", 5, 10)
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(data=st.data())
     def found(data: st.DataObject) -> None:
         path = data.draw(st.sampled_from(files_of(newer)))
