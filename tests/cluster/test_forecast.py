@@ -37,21 +37,21 @@ SETTINGS = st.sampled_from(list(ways(1)))
 ROUNDING = 1e5  # bytes
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(JOBS, RANKS, SETTINGS)
 def test_more_gpus_never_need_more_memory_each(job: Job, ranks: int, zero: Zero) -> None:
     assume(ranks > 1)  # one gathers nothing
     assert memory(job, at(zero, 2 * ranks)).total <= memory(job, at(zero, ranks)).total + ROUNDING
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(JOBS, RANKS, SETTINGS, st.floats(0, 3), st.floats(0, 3))
 def test_larger_micro_batches_never_need_less(job: Job, ranks: int, zero: Zero, one: float, other: float) -> None:
     small, large = (memory(job, at(zero, ranks), size).total for size in sorted((one, other)))
     assert small <= large
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(JOBS, RANKS, SETTINGS)
 def test_what_fits_fits_and_no_more(job: Job, ranks: int, zero: Zero) -> None:
     most = most_that_fits(job, at(zero, ranks), A100)
@@ -62,7 +62,7 @@ def test_what_fits_fits_and_no_more(job: Job, ranks: int, zero: Zero) -> None:
         assert memory(job, at(zero, ranks), 1e-3).total > A100.memory_bytes * 0.99
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(JOBS, RANKS, SETTINGS)
 def test_a_quicker_fabric_is_never_slower(job: Job, ranks: int, zero: Zero) -> None:
     slow, quick = (forecast(job, at(zero, ranks), A100, fabric) for fabric in (SLOW, HDR))
@@ -72,7 +72,7 @@ def test_a_quicker_fabric_is_never_slower(job: Job, ranks: int, zero: Zero) -> N
         assert 0 < slow.busy <= quick.busy <= 1 + 1e-9
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(JOBS)
 def test_partitioned_weights_need_less_memory_and_more_network(job: Job) -> None:
     whole, cut = Zero(3, 8), Zero(3, 8, partitioned=True)

@@ -23,7 +23,7 @@ def padding(weights: Weights, ranks: int) -> int:
     return 16 * (tensors + 2 * ranks * len(weights.trained))
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(WEIGHTS, RANKS, st.integers(2, 4), ZERO)
 def test_more_ranks_never_hold_more_each(weights: Weights, ranks: int, times: int, cut: tuple[int, bool]) -> None:
     few, many = (states(weights, Zero(cut[0], n, cut[1]), accumulation=2) for n in (ranks, ranks * times))
@@ -32,7 +32,7 @@ def test_more_ranks_never_hold_more_each(weights: Weights, ranks: int, times: in
         assert many.total <= few.total + padding(weights, ranks * times)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(WEIGHTS, RANKS)
 def test_a_later_stage_never_holds_more(weights: Weights, ranks: int) -> None:
     first, second, third, cut = (
@@ -42,7 +42,7 @@ def test_a_later_stage_never_holds_more(weights: Weights, ranks: int) -> None:
     assert first == second >= third - padding(weights, ranks) >= cut - 2 * padding(weights, ranks)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(WEIGHTS, RANKS, ZERO)
 def test_all_ranks_together_hold_one_optimizer(weights: Weights, ranks: int, cut: tuple[int, bool]) -> None:
     held = states(weights, Zero(cut[0], ranks, cut[1]), accumulation=2).optimizer * ranks
@@ -50,7 +50,7 @@ def test_all_ranks_together_hold_one_optimizer(weights: Weights, ranks: int, cut
     assert whole <= held <= whole + 12 * (ranks * sum(map(len, weights.trained)) + 2 * ranks * len(weights.trained))
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(WEIGHTS, ZERO)
 def test_one_rank_holds_everything(weights: Weights, cut: tuple[int, bool]) -> None:
     held = states(weights, Zero(cut[0], 1, cut[1]), accumulation=1)
@@ -60,7 +60,7 @@ def test_one_rank_holds_everything(weights: Weights, cut: tuple[int, bool]) -> N
     assert held.gradients >= weights.num_trained * weights.bytes_each
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(WEIGHTS, RANKS, ZERO, st.integers(1, 9))
 def test_every_gradient_travels_and_nothing_does_alone(
     weights: Weights, ranks: int, cut: tuple[int, bool], accumulation: int
