@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-fast fuzz check bench-data bench-train bench-train-loop clean
+.PHONY: quickstart test test-fast fuzz check bench-data bench-train bench-train-loop soak clean
 
 quickstart: .venv/installed
 	$(BIN)/blsp quickstart
@@ -35,6 +35,10 @@ bench-train: .venv/installed
 bench-train-loop: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.checkpoint
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.loop
+
+# 50 faults drawn from a seed, over one run that must end as an undisturbed one does. About twenty minutes.
+soak: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.soak $(if $(SEED),--seed $(SEED))
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis quickstart
