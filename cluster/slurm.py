@@ -143,4 +143,4 @@ def on_host(host: str, container: Path | None = None) -> list[str]:
     other such commands."""
     # A step is bound to one core unless told otherwise: it has one task, however many processes that starts.
     step = ["srun", "--nodes=1", "--ntasks=1", f"--nodelist={host}", "--overlap", "--cpu-bind=none", "--quiet"]
-    return step if container is None else [*step, "apptainer", "exec", "--nv", str(container)]
+    return step if container is None else [*step, "apptainer", "exec", "--nv", str(container.absolute())]

@@ -48,8 +48,9 @@ def test_every_host_of_the_job_has_an_agent_and_a_rank_per_gpu(monkeypatch: pyte
 
 
 def test_in_a_container_agents_and_ranks_use_its_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    job, places, _ = launched(monkeypatch, tmp_path, container=Path("a b.sif"))
-    assert places[0].command[-7:] == ("apptainer", "exec", "--nv", "a b.sif", "python3", "-m", "cluster.agent")
+    job, places, _ = launched(monkeypatch, tmp_path, container=Path("--a b.sif"))
+    image = str(Path.cwd() / "--a b.sif")  # never an option
+    assert places[0].command[-7:] == ("apptainer", "exec", "--nv", image, "python3", "-m", "cluster.agent")
     assert job.argv[0] == "python3"
     assert "PATH" not in places[0].environment
 

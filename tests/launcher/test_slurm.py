@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 import time
@@ -16,7 +17,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from tests.launcher.tiny_recipe import losses, write_recipe
-from tests.testbed.hosts import CHECKOUT
+from tests.testbed.hosts import CHECKOUT, SEARCHED
 from tests.testbed.slurm import Slurm
 
 pytestmark = pytest.mark.slow
@@ -136,3 +137,38 @@ def test_a_job_on_two_hosts_goes_on_after_its_walltime_a_preemption_and_a_lost_h
     assert slurm.ask("squeue", "-h", "-t", "all", "-j", str(job), "-O", "restartcnt") == "3"
     assert losses(run) == undisturbed.losses
     assert (run / "export" / "model.safetensors").read_bytes() == undisturbed.weights
+
+
+def test_the_commands_of_the_page_write_shards_and_train_both_stages(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, slurm: Slurm
+) -> None:
+    write_recipe(tmp_path, tokenizer)
+    trains = json.loads((tmp_path / "recipe.yaml").read_text())
+    trains["data"]["shards"] = "shards/asr"
+    shards = {
+        "kind": "shard", "manifests": ["data/manifest.jsonl"], "out": "shards/asr", "cpu_actors": 1,
+        "writer": {"llm": "llm", "prompt": "continue", "max_new_tokens": 12},
+    }  # fmt: skip
+    stage_2 = {**trains, "run": "runs/stage2", "model": {**trains["model"], "init": "runs/stage1"}}
+    for name, recipe in (("shard_stage1", shards), ("stage1", {**trains, "run": "runs/stage1"}), ("stage2", stage_2)):
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(recipe))
+    page = (CHECKOUT / "docs" / "cluster.md").read_text()
+    chain, dry_run = re.findall(r"^```bash\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    bin_folder = Path(sys.executable).parent
+    env = {**slurm.env, **ENVIRONMENT, "PATH": f"{bin_folder}:{SEARCHED}"}
+
+    def type_in(lines: str) -> str:
+        done = slurm.bed.login.run(["bash", "-ec", lines], cwd=tmp_path, env=env)
+        assert done.returncode == 0, done.stderr
+        return str(done.stdout)
+
+    asked = type_in(dry_run)
+    assert asked.startswith("#!/bin/bash") and "#SBATCH --gres=gpu:8\n" in asked
+    jobs = [int(line.split()[0]) for line in type_in(chain).splitlines() if line.split()[0].isdecimal()]
+    assert len(jobs) == 3
+    assert slurm.wait_for(max(jobs), "COMPLETED", "FAILED", "CANCELLED", limit_s=150) == "COMPLETED", [
+        log(tmp_path / run, min(jobs) + index) for index, run in enumerate(("shards/asr", "runs/stage1", "runs/stage2"))
+    ]
+    exported = json.loads((tmp_path / "runs" / "stage2" / "export" / "config.json").read_text())
+    assert [stage["steps"] for stage in exported["history"]] == [4], "it began where stage 1 had ended"
+    assert (tmp_path / "runs" / "stage2" / "slurm" / f"{max(jobs)}.sh").is_file()

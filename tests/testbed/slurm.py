@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import secrets
 import shutil
-import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -111,22 +110,17 @@ class Slurm:
 
     def kill_slurmd(self, node: Host) -> None:
         """As a crash of it alone: the jobs' processes go on."""
-        outside = self._daemons[node.name, "slurmd"]
-        for process in psutil.Process(outside.pid).children():
-            process.send_signal(signal.SIGKILL)
-        outside.wait(10)
+        _kill(self._daemons[node.name, "slurmd"])
 
     def end(self) -> None:
         """Every daemon ends; the jobs' processes end with their hosts."""
         for outside in self._daemons.values():
             if outside.poll() is None:
-                for process in psutil.Process(outside.pid).children():
-                    process.kill()
-                outside.wait(10)
+                _kill(outside)
 
-    def ask(self, *arguments: str, env: Mapping[str, str] | None = None) -> str:
+    def ask(self, *arguments: str) -> str:
         """What a command on `login` prints; what it complains of when it fails, as SLURM may until it is up."""
-        done = self.bed.login.run(arguments, env={**self.env, **(env or {})})
+        done = self.bed.login.run(arguments, env=self.env)
         return done.stdout.strip() if done.returncode == 0 else done.stderr.strip()
 
     def state(self, job: int) -> str:
@@ -156,6 +150,13 @@ class Slurm:
     def _logs(self) -> str:
         ends = {path.name: path.read_text()[-2000:] for path in sorted(self.folder.glob("*.log"))}
         return "\n".join(f"--- {name}\n{end}" for name, end in ends.items())
+
+
+def _kill(started: subprocess.Popen[str]) -> None:
+    """What `Host.start` started, and not only the one outside that waits for it."""
+    for process in psutil.Process(started.pid).children():
+        process.kill()
+    started.wait(10)
 
 
 @contextmanager
