@@ -22,9 +22,10 @@ from blsp.bad_step import record
 from blsp.checkpoint_folder import TrainingState
 from blsp.export import write_export
 from blsp.frozen import gathered
+from blsp.meeting import join
 from blsp.norms import gradient_norms, update_ratios
 from blsp.recipe import TrainRecipe
-from blsp.run import OnStep, Run, join, prepare
+from blsp.run import OnStep, Run, prepare
 from blsp.scalars import grouped, means, means_by_corpus
 from blsp.schedule import learning_rate_factor
 from blsp.together import together

@@ -17,8 +17,9 @@ from blsp import elastic, zero
 from blsp.checkpoint_folder import checkpoint_name, committed, damage, read_state
 from blsp.engine import backward, by_corpus, set_rates, take
 from blsp.heard import write_clips
+from blsp.meeting import join
 from blsp.recipe import recipe_of
-from blsp.run import OnStep, Run, join, prepare
+from blsp.run import OnStep, Run, prepare
 from blsp.scalars import means
 from blsp.tracking import read_log
 from cluster.files import write_atomically

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,7 +33,6 @@ from blsp.validate import Best, Validation
 from cluster.files import write_atomically
 from cluster.heartbeat import beat
 from cluster.owner import Owner
-from cluster.ports import free_port
 from shards.audio import SAMPLE_RATE
 from shards.batches.augment import Augment
 from shards.batches.collate import Batch, Collator
@@ -130,27 +128,6 @@ class Run:
         """Name and hash of what no checkpoint holds: the pretrained parts, and the export that the run began with."""
         model = self.stage.model
         return model.frozen if model.began_with is None else {**model.frozen, "init": model.began_with}
-
-
-def join() -> torch.device:
-    """Meet the other ranks; a process that no launcher started is a world of one."""
-    alone = {
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-    }
-    if "RANK" not in os.environ:
-        os.environ.update(alone)
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    deepspeed.init_distributed(
-        dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False
-    )
-    return device
 
 
 def prepare(recipe: TrainRecipe, device: torch.device, on_step: OnStep, owner: Owner | None = None) -> Run:

@@ -20,6 +20,7 @@ ALLOWED = {
     "aiohttp": {"shards.sets.object_store"},
     "botocore": {"shards.sets.object_store"},
     "deepspeed": {
+        "blsp.meeting",
         "blsp.run",
         "blsp.engine",
         "blsp.checkpoint",

@@ -21,9 +21,10 @@ import torch.distributed as dist
 
 from blsp import frozen, zero
 from blsp.engine import _agree, backward, by_corpus, export, save
+from blsp.meeting import join
 from blsp.model import load_llm
 from blsp.recipe import ModelSection, TrainRecipe
-from blsp.run import Run, join, prepare
+from blsp.run import Run, prepare
 
 STEPS = 3
 # The collective, and which of its arguments is the larger side.

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from blsp import zero
 from blsp.engine import _agree, backward, by_corpus
+from blsp.meeting import join
 from blsp.recipe import TrainRecipe
-from blsp.run import Run, join, prepare
+from blsp.run import Run, prepare
 from tests.blsp import frozen_steps
 
 

@@ -16,8 +16,9 @@ from deepspeed.utils import safe_get_full_grad
 
 from blsp import zero
 from blsp.engine import _agree, backward, by_corpus
+from blsp.meeting import join
 from blsp.recipe import TrainRecipe
-from blsp.run import join, prepare
+from blsp.run import prepare
 
 
 def step_gradient(recipe: TrainRecipe) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
