@@ -27,3 +27,25 @@ def test_recipes_that_the_readme_names_ship() -> None:
     named = set(re.findall(r"\b((?:mini|shard|stage[12]|authors)_(?!\w+\.py)[\w.-]+?)(?:\s|`|$)", text))
     shipped = {path.stem for path in (ROOT / "launcher" / "recipes").glob("*.yaml")}
     assert named and named <= shipped
+
+
+def test_every_test_that_the_page_on_reliability_names_is_there() -> None:
+    """`tests/a/test_b.py`, `tests/a/test_b.py::test_c`, or `test_b.py` beside the one before in its row."""
+    page = (ROOT / "docs" / "reliability.md").read_text("utf-8")
+    missing, folder, number = [], ROOT / "tests", 0
+    for path, name, case in re.findall(r"`(tests/[\w/]+/)?(test_\w+\.py)(?:::(\w+))?`", page):
+        folder, number = ROOT / path if path else folder, number + 1
+        file = folder / name
+        found = file.is_file() and (not case or f"def {case}(" in file.read_text("utf-8"))
+        missing += [] if found else [f"{path}{name}::{case}"]
+    assert (missing, number > 30) == ([], True)
+
+
+def test_every_promise_on_the_page_on_reliability_has_a_test() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text("utf-8").splitlines()
+    headed = [place for place, line in enumerate(page) if re.fullmatch(r"\|.*\| (the )?test[^|]* \|", line)]
+    assert len(headed) > 5
+    for head in headed:
+        for row in page[head + 2 : page.index("", head)]:
+            proof = row.rstrip(" |").rpartition(" | ")[2]
+            assert re.search(r"`(tests/)?[\w/]*test_\w+\.py|the same", proof), row
