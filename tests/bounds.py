@@ -26,8 +26,8 @@ class Ended:
 
 
 def bounded(action: Callable[[], object], *, seconds: float, megabytes: int) -> Ended:
-    """Run `action` with so much more memory than this process has and so many seconds of computing, twice as many in
-    all. Fails when it needs more: a MemoryError, or a killed process."""
+    """Run `action` with so much more memory than this process has and so many seconds of computing, five times as many
+    in all. Fails when it needs more: a MemoryError, or a killed process."""
     receiving, sending = os.pipe()
     child = os.fork()
     if not child:
@@ -48,7 +48,7 @@ def _run(action: Callable[[], object], seconds: float, megabytes: int, sending: 
     try:
         for timer, alarm, limit in (
             (signal.ITIMER_PROF, signal.SIGPROF, seconds),
-            (signal.ITIMER_REAL, signal.SIGALRM, 2 * seconds),
+            (signal.ITIMER_REAL, signal.SIGALRM, 5 * seconds),
         ):
             signal.signal(alarm, signal.SIG_DFL)
             signal.setitimer(timer, limit)

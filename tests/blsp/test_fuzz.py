@@ -112,6 +112,7 @@ lines = (
 )
 
 
+@pytest.mark.slow
 @fuzz
 @given(content=st.lists(lines, max_size=6))
 def test_any_log_is_read_and_followed_without_its_torn_lines(tmp_path: Path, content: list[bytes]) -> None:

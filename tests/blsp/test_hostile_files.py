@@ -141,7 +141,7 @@ WEIGHTS: dict[str, Any] = {
     "a header of 2^60": safetensors(b"{}", length=2**60),
     "a header of 2^64": safetensors(b"{}", length=2**64 - 1),
     "a header of 17 MiB": lambda: safetensors({"__metadata__": {"a": "x" * 17 * 2**20}}),
-    "many tensors": lambda: safetensors({f"{i:07d}": floats(0, 0, [0]) for i in range(300_000)}),
+    "many tensors": safetensors(b"{" + b'"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},' * 350_000 + b"}"),
     "tensors in each other": safetensors({"a": floats(0, 16), "b": floats(8, 24)}, bytes(24)),
     "tensors on each other": safetensors({"a": floats(0, 16), "b": floats(0, 16)}, bytes(16)),
     "a hole": safetensors({"a": floats(0, 8), "b": floats(16, 24)}, bytes(24)),
