@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from blsp import zero
-from blsp.run import join
+from blsp.meeting import join
 
 _BYTES = 64 * 2**20
 _ROUNDS = 3
