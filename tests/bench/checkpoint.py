@@ -22,7 +22,7 @@ from torch import nn
 from blsp import zero
 from blsp.checkpoint import Saver
 from blsp.checkpoint_folder import TrainingState, num_bytes
-from blsp.run import join
+from blsp.meeting import join
 
 WIDTH, LAYERS, SAVES = 1024, 24, 5  # 25 million parameters, 300 MB
 

@@ -24,8 +24,9 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from blsp import zero
 from blsp.engine import fit
+from blsp.meeting import join
 from blsp.recipe import TrainRecipe
-from blsp.run import Run, join, prepare
+from blsp.run import Run, prepare
 from shards.batches.collate import Batch
 from tests.blsp.tiny import LORA, STAGE_2, make_encoder, make_shards, model_section
 from tests.conftest import make_tokenizer

@@ -30,7 +30,7 @@ from torch import nn
 from blsp import checkpoint, zero
 from blsp.checkpoint import Saver
 from blsp.checkpoint_folder import TrainingState, newest_valid, temporary_name
-from blsp.run import join
+from blsp.meeting import join
 from cluster import files
 from tests.blsp import syscalls
 from tests.blsp.syscalls import Fault
