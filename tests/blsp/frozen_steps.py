@@ -8,6 +8,7 @@ LLM where there is none: whatever it knows of the weights it was told.
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from collections import Counter
@@ -85,6 +86,7 @@ def main(recipes: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # DeepSpeed collects garbage at each start, and would look through all libraries each time
     zero.prepare_environment()
     for name, larger in COLLECTIVES.items():
         count(name, larger)

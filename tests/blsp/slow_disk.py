@@ -7,6 +7,7 @@ of a file of their second checkpoint is on the disk.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -56,6 +57,7 @@ def observe(events: list[Any], killed_in_step: int | None) -> None:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # DeepSpeed collects garbage at each start, and would look through all libraries each time
     dist.destroy_process_group = lambda: None  # DeepSpeed cannot make a second group in a process
     recipes = json.loads(Path(sys.argv[1]).read_text())
     seen: list[Any] = []

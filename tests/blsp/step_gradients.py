@@ -6,6 +6,7 @@ Everything is the product's own: its plan and reader, its stage, DeepSpeed as th
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -32,6 +33,7 @@ def step_gradient(recipe: TrainRecipe) -> tuple[dict[str, torch.Tensor], torch.T
 
 
 if __name__ == "__main__":
+    gc.freeze()  # DeepSpeed collects garbage at each start, and would look through all libraries each time
     zero.prepare_environment()
     join()
     for recipe in json.loads(Path(sys.argv[1]).read_text()):

@@ -11,7 +11,7 @@ import pytest
 
 from blsp.checkpoint_folder import newest_valid
 from tests.blsp.test_engine import World, finish, job, start, trainings
-from tests.blsp.tiny import LORA, STAGE_2, make_encoder, make_shards, model_section
+from tests.blsp.trainings import stage_2
 
 pytestmark = pytest.mark.slow
 
@@ -22,18 +22,8 @@ Events = list[tuple[float, str, int]]
 @pytest.fixture(scope="module")
 def world(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
     root = tmp_path_factory.mktemp("world")
-    model = model_section(llm_folder, make_encoder(root / "encoder"), lora={**LORA, "dropout": 0.1})
-    shared = {
-        "kind": "train",
-        "model": model.model_dump(mode="json"),
-        "stage": STAGE_2.model_dump(mode="json"),
-        "data": {
-            "shards": str(make_shards(root / "data", "continue_emotion", 24)), "clips_per_step": 6, "micro_batches": 3
-        },
-        "optim": {"lr": dict.fromkeys(STAGE_2.train, 1e-3), "warmup_steps": 2, "steps": STEPS},
-        "engine": {"checkpoint_every_steps": FIRST, "log_every_steps": 1},
-    }  # fmt: skip
-    return World(root, shared)
+    engine = {"checkpoint_every_steps": FIRST, "log_every_steps": 1}
+    return World(root, stage_2(root, llm_folder, clips=24, per_step=6, dropout=0.1, steps=STEPS) | {"engine": engine})
 
 
 @pytest.fixture(scope="module")

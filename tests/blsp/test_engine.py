@@ -34,7 +34,8 @@ from shards.batches.plan import Plan
 from shards.batches.reader import Reader
 from shards.sets.shard_set import ShardSet
 from shards.sets.tokens import token_counts
-from tests.blsp.tiny import CPU, LORA, STAGE_1, STAGE_2, make_encoder, make_shards, model_section
+from tests.blsp.tiny import CPU, STAGE_1, STAGE_2, make_shards
+from tests.blsp.trainings import stage_2
 
 pytestmark = pytest.mark.slow
 
@@ -140,19 +141,9 @@ def trainings(world: World, world_size: int, jobs: list[dict[str, Any]]) -> list
 @pytest.fixture(scope="module")
 def world(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
     root = tmp_path_factory.mktemp("world")
-    model = model_section(llm_folder, make_encoder(root / "encoder"), lora={**LORA, "dropout": 0.1})
     make_shards(root / "plain", "continue", 24)
-    shared = {
-        "kind": "train",
-        "model": model.model_dump(mode="json"),
-        "stage": STAGE_2.model_dump(mode="json"),
-        "data": {
-            "shards": str(make_shards(root / "data", "continue_emotion", 24)), "clips_per_step": 6, "micro_batches": 3
-        },
-        "optim": {"lr": dict.fromkeys(STAGE_2.train, 1e-3), "warmup_steps": 2, "steps": STEPS},
-        "engine": {"checkpoint_every_steps": 2, "log_every_steps": 1, "gradient_checkpointing": ["llm", "encoder"]},
-    }  # fmt: skip
-    return World(root, shared)
+    engine = {"checkpoint_every_steps": 2, "log_every_steps": 1, "gradient_checkpointing": ["llm", "encoder"]}
+    return World(root, stage_2(root, llm_folder, clips=24, per_step=6, dropout=0.1, steps=STEPS) | {"engine": engine})
 
 
 @pytest.fixture(scope="module")

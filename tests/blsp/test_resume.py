@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from tests.blsp.test_engine import Recipe, World, job, trainings
-from tests.blsp.tiny import LORA, STAGE_1, STAGE_2, make_encoder, make_shards, model_section
+from tests.blsp.tiny import STAGE_1, make_shards
+from tests.blsp.trainings import stage_2
 
 pytestmark = pytest.mark.slow
 
-STEPS, STEPS_PER_EPOCH, LOG_EVERY = 7, 4, 3
+STEPS, LOG_EVERY = 7, 3
 BF16_AFTER = (1, 4, 6)
 # ZeRO stage and dtype; 3 is every other run here.
 STAGES = {"zero0": (0, "float32"), "zero1": (1, "bfloat16"), "zero2": (2, "float32"), "zero2_bf16": (2, "bfloat16")}
@@ -29,22 +30,11 @@ FILES = (
 
 @pytest.fixture(scope="module")
 def world(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Everything that has a state: an encoder that trains, LoRA with dropout, a classifier, epochs of four steps. Each
-    step is a checkpoint, and a line of the log means three steps."""
+    """Epochs of four steps. Each step is a checkpoint, and a line of the log means three steps."""
     root = tmp_path_factory.mktemp("world")
-    model = model_section(llm_folder, make_encoder(root / "encoder"), lora={**LORA, "dropout": 0.2})
     make_shards(root / "plain", "continue", 16)
-    shared = {
-        "kind": "train",
-        "model": model.model_dump(mode="json"),
-        "stage": STAGE_2.model_dump(mode="json"),
-        "data": {
-            "shards": str(make_shards(root / "data", "continue_emotion", 16)), "clips_per_step": 4, "micro_batches": 3
-        },
-        "optim": {"lr": dict.fromkeys(STAGE_2.train, 1e-3), "warmup_steps": 2, "steps": STEPS},
-        "engine": {"checkpoint_every_steps": 1, "keep_checkpoints": 20, "log_every_steps": LOG_EVERY},
-    }  # fmt: skip
-    return World(root, shared)
+    engine = {"checkpoint_every_steps": 1, "keep_checkpoints": 20, "log_every_steps": LOG_EVERY}
+    return World(root, stage_2(root, llm_folder, clips=16, per_step=4, dropout=0.2, steps=STEPS) | {"engine": engine})
 
 
 def bf16(recipe: Recipe) -> Recipe:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from blsp import shown, tone, validate
@@ -24,7 +25,8 @@ from blsp.validate import Best, Validation
 from shards.audio import decode_flac
 from shards.sets.shard_set import ShardSet
 from tests.blsp.test_engine import World, job, trainings
-from tests.blsp.tiny import CPU, LORA, STAGE_2, make_encoder, make_shards, model_section
+from tests.blsp.tiny import CPU, STAGE_2, make_shards
+from tests.blsp.trainings import stage_2
 
 EVERY = 2
 # Lines of single steps, and of three: from checkpoints, and from the beginning.
@@ -35,19 +37,10 @@ Json = dict[str, Any]
 @pytest.fixture(scope="module")
 def world(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
     root = tmp_path_factory.mktemp("world")
-    model = model_section(llm_folder, make_encoder(root / "encoder"), lora={**LORA, "dropout": 0.1})
     make_shards(root / "held_out", "continue_emotion", 9, corpus="others", same_words=9)
-    shared = {
-        "kind": "train",
-        "model": model.model_dump(mode="json"),
-        "stage": STAGE_2.model_dump(mode="json"),
-        "data": {
-            "shards": str(make_shards(root / "data", "continue_emotion", 12)), "clips_per_step": 4, "micro_batches": 3
-        },
-        "optim": {"lr": dict.fromkeys(STAGE_2.train, 1e-3), "warmup_steps": 1, "steps": 6},
-        "engine": {"checkpoint_every_steps": 3, "keep_checkpoints": 1, "log_every_steps": 1},
-    }  # fmt: skip
-    return World(root, shared)
+    engine = {"checkpoint_every_steps": 3, "keep_checkpoints": 1, "log_every_steps": 1}
+    shared = stage_2(root, llm_folder, clips=12, per_step=4, dropout=0.1, warmup_steps=1, steps=6)
+    return World(root, shared | {"engine": engine})
 
 
 def validated(world: World, name: str, lr: float = 1e-3, **section: Any) -> Json:
@@ -115,8 +108,26 @@ def test_two_ranks_measure_what_one_does(world: World) -> None:
     """The weights already differ by rounding."""
     one, two = (log_of(world, name, validation=True) for name in ("validated", "two"))
     assert len(one) == 3
+    assert all("validation/tone_sensitivity" in line and "validation/second_take" in line for line in one)
     for ours, theirs in zip(one, two, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+
+
+def answers(world: World, name: str) -> list[str]:
+    """What TensorBoard tells of the clips that are shown at the first validation."""
+    events = EventAccumulator(str(world.root / name / "tensorboard"), size_guidance={"tensors": 0})
+    events.Reload()
+    tags = sorted(tag for tag in events.Tags()["tensors"] if tag.startswith("clip_"))
+    return [events.Tensors(tag)[0].tensor_proto.string_val[0].decode() for tag in tags]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("runs")
+def test_two_ranks_answer_the_clips_that_rank_0_chose(world: World) -> None:
+    """The other rank is made blind to them."""
+    one, two = answers(world, "validated"), answers(world, "two")
+    assert len(one) == 4
+    assert [text.partition("**model**")[0] for text in one] == [text.partition("**model**")[0] for text in two]
 
 
 @pytest.mark.slow
@@ -199,6 +210,7 @@ def test_the_pace_is_logged_and_adds_up(world: World) -> None:
 @pytest.mark.parametrize(("name", "step"), AGAIN)
 def test_a_past_step_run_again_is_what_was_logged_(world: World, runs: list[Json], name: str, step: int) -> None:
     assert [result["error"] for result in runs[-len(AGAIN) - 1 : -1]] == [None] * len(AGAIN)
+    printed = runs[-len(AGAIN) - 1 + AGAIN.index((name, step))]["message"]
     assert not list((world.root / name).rglob("*universal*"))
     out = world.root / "again" / f"{name}-{step}"
     again = json.loads((out / "step.json").read_text())
@@ -207,6 +219,9 @@ def test_a_past_step_run_again_is_what_was_logged_(world: World, runs: list[Json
     for line in logged:
         assert again["loss"] == pytest.approx(line["loss"], rel=rounding, abs=0)
         assert again["grad_norm"] == pytest.approx(line["grad_norm"], rel=10 * rounding, abs=0)
+    assert printed.splitlines()[-1] == str(out)
+    assert f"step {step}, reached from {again['since']}: loss {again['loss']:.6g}" in printed
+    assert all(clip["id"][:8] in printed for clip in again["clips"])
     assert len(logged) == (0 if (name, step) == ("plain_3", 5) else 1)
     assert again["grad_norm"] == pytest.approx(world.log("plain")[step - 1]["grad_norm"], rel=10 * rounding, abs=0)
     assert {file for clip in again["clips"] for file in clip["files"]} == {path.name for path in out.glob("*.flac")}

@@ -9,12 +9,15 @@ puts code that would make that path into a file of the newest checkpoint. `spoil
 1) bad: its "loss" is NaN, or only its "gradient", or they leap a thousandfold ("loss leaps", "gradient leaps").
 `poison` first makes one number of the newest checkpoint's moments NaN. `slow` makes a rank sleep 50 ms in each step, in
 "data", "forward" or "backward". What each rank heard in each step, fillers aside, is left in the run folder, in
-heard-<ranks>-<rank>.jsonl. A job {"replay": [run, step, folder]} runs a past step again.
+heard-<ranks>-<rank>.jsonl. A job {"replay": [run, step, folder]} runs a past step again as `blsp replay` does; the
+result's message is what that printed. Only rank 0 may choose the clips that a validation asks all ranks about.
 """
 
 from __future__ import annotations
 
+import gc
 import hashlib
+import io
 import json
 import math
 import os
@@ -24,7 +27,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -33,15 +36,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from blsp import engine, guard
+from blsp import engine, guard, shown, tone
 from blsp.checkpoint_folder import file_hash, write_manifest
 from blsp.engine import train
 from blsp.losses import COLUMNS
-from blsp.past_step import replay_step
 from blsp.recipe import TrainRecipe
 from blsp.run import Stage
+from launcher.cli import main
 from shards.batches.collate import Batch
 from shards.batches.reader import Reader
+from tests.blsp.tiny import LORA, STAGE_2, make_encoder, make_shards, model_section
 
 
 class Payload:
@@ -52,6 +56,19 @@ class Payload:
 
     def __reduce__(self) -> Any:
         return Path.touch, (self.marker,)
+
+
+def stage_2(root: Path, llm: Path, *, clips: int, per_step: int, dropout: float, **optim: Any) -> dict[str, Any]:
+    """What the runs of a test share: everything that has a state trains, on new shards in `root/data`. A step is three
+    micro-batches and a line of the log."""
+    model = model_section(llm, make_encoder(root / "encoder"), lora={**LORA, "dropout": dropout})
+    shards = make_shards(root / "data", "continue_emotion", clips)
+    return {
+        "kind": "train", "model": model.model_dump(mode="json"), "stage": STAGE_2.model_dump(mode="json"),
+        "data": {"shards": str(shards), "clips_per_step": per_step, "micro_batches": 3},
+        "optim": {"lr": dict.fromkeys(STAGE_2.train, 1e-3), "warmup_steps": 2, **optim},
+        "engine": {"checkpoint_every_steps": 10, "log_every_steps": 1},
+    }  # fmt: skip
 
 
 def plant(run: Path, marker: Path, file: str) -> None:
@@ -154,12 +171,30 @@ def generators() -> str:
     return hashlib.blake2b(repr(states).encode()).hexdigest()
 
 
+def blsp(*arguments: str) -> dict[str, str | None]:
+    """The command, in this process."""
+    printed = io.StringIO()
+    with mock.patch.object(sys, "argv", ["blsp", *arguments]), redirect_stdout(printed):
+        try:
+            main()
+        except SystemExit as left:
+            return {"error": str(left.code) if left.code else None, "message": printed.getvalue(), "random": ""}
+    raise AssertionError("the command left without an exit code")
+
+
+def rank_0_chooses() -> AbstractContextManager[object]:
+    """The others have no eyes for the clips of a validation."""
+    stack = ExitStack()
+    if os.environ["RANK"] != "0":
+        stack.enter_context(mock.patch.object(shown, "_readable", lambda shard_set, rows: []))
+        stack.enter_context(mock.patch.object(tone, "find_takes", lambda clips, rows: []))
+    return stack
+
+
 def run(job: dict[str, Any]) -> dict[str, str | None]:
     """Train as the job says, or run a step again."""
     if "replay" in job:
-        past, step, out = job["replay"]
-        replay_step(Path(past), step, Path(out))
-        return {"error": None, "message": "", "random": ""}
+        return blsp("replay", *map(str, job["replay"]))
     random.seed(0)
     np.random.seed(0)
 
@@ -198,6 +233,7 @@ def run(job: dict[str, Any]) -> dict[str, str | None]:
             breaking(*job["break_in"]) if job["break_in"] else nullcontext(),
             spoiling(job["spoil"]) if job["spoil"] else nullcontext(),
             slowing(*job["slow"]) if job["slow"] else nullcontext(),
+            rank_0_chooses(),
         ):
             train(TrainRecipe.model_validate(job["recipe"]), on_step)
     except (ValueError, FloatingPointError, KeyboardInterrupt) as error:
@@ -206,6 +242,7 @@ def run(job: dict[str, Any]) -> dict[str, str | None]:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # DeepSpeed collects garbage at each start, and would look through all libraries each time
     # All trainings of this process share one group: DeepSpeed cannot make a second one.
     dist.destroy_process_group = lambda: None
     with Path(sys.argv[2]).open("w") as results:
