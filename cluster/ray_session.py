@@ -16,7 +16,7 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -51,6 +51,18 @@ def ray_session(address: str | None = None, num_cpus: int | None = None) -> Iter
         else:
             with _local(num_cpus or len(os.sched_getaffinity(0))):
                 yield
+
+
+def wait_for_nodes(count: int, limit_s: float = 90.0) -> None:
+    """Returns when so many hosts have joined the cluster. Raises OSError when they have not in time."""
+    import ray
+
+    until_s = time.monotonic() + limit_s
+    nodes: Callable[[], list[dict[str, bool]]] = ray.nodes
+    while (joined := sum(node["Alive"] for node in nodes())) < count:
+        if time.monotonic() > until_s:
+            raise OSError(f"only {joined} of {count} hosts have joined the Ray cluster in {limit_s:.0f} s")
+        time.sleep(0.2)
 
 
 def check_ray(remedy: str) -> None:
@@ -151,6 +163,8 @@ def _token() -> str:
 
 
 def _check_token_is_private() -> None:
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return
     default = Path.home() / ".ray" / "auth_token"
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", default))
     if path.is_file() and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):

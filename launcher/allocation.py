@@ -46,6 +46,13 @@ def train(
     return supervise(job, places, replace(start.limits(recipe), host_timeout_s=_SLURM_NOTICES_S))
 
 
+def places() -> list[Place]:
+    """The hosts of the job, for one process on each."""
+    path = {"PATH": start.environment(1)["PATH"]}
+    agent = (sys.executable, "-m", "cluster.agent")
+    return [Place(host, 1, (*on_host(host), *agent), None, path) for host in allocated_hosts()]
+
+
 def _again(recipe: TrainRecipe) -> str:
     """The command that goes on, for people."""
     number = os.environ.get("SLURM_JOB_ID", "")

@@ -150,14 +150,7 @@ def manifest(
     data.manifest(reader, root, out)
 
 
-@shard.command("recipe", hidden=True)
-def shard_recipe(recipe: RecipeName, overrides: Overrides = None) -> None:
-    """Let the LLM write continuations, and pack them with the audio into shards."""
-    from blsp.recipe import ShardRecipe
-    from launcher import data
-    from launcher.recipe_files import load_kind
-
-    data.shard(load_kind(ShardRecipe, recipe, overrides or []))
+shard.command("recipe", hidden=True)(cluster_verbs.shard)
 
 
 @shard.command("verify")

@@ -49,6 +49,32 @@ def launch(
     raise typer.Exit(code)
 
 
+def shard(
+    context: typer.Context,
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    hostfile: Annotated[
+        Path | None, typer.Option(help="Hosts that ssh reaches; default: this one, or all of the SLURM job.")
+    ] = None,
+) -> None:
+    """Let the LLM write continuations, and pack them with the audio into shards."""
+    from blsp.recipe import ShardRecipe
+    from launcher import allocation, data, hosts, shard_hosts
+    from launcher.recipe_files import find, load_kind
+
+    overrides = overrides or []
+    loaded = load_kind(ShardRecipe, recipe, overrides)
+    if hostfile is not None:
+        places = [hosts.place(host) for host in hosts.read(hostfile)]
+    elif shard_hosts.in_allocation() and loaded.ray_address is None:
+        places = allocation.places()
+    else:
+        data.shard(loaded)
+        return
+    debug = context.find_root().params["debug"]
+    raise typer.Exit(shard_hosts.shard(loaded, find(recipe), overrides, places, debug))
+
+
 def submit(
     recipe: RecipeName,
     overrides: Overrides = None,

@@ -23,10 +23,7 @@ def train(
     """Runs to the end of the training over all hosts and returns its exit code. With `min_hosts` so many may go on
     without the others. Raises ValueError for a hostfile that is wrong or missing.
     """
-    try:
-        hosts = read_hostfile(hostfile)
-    except FileNotFoundError:
-        raise ValueError(f"{hostfile}: there is no such hostfile; hostfile.example explains every line") from None
+    hosts = read(hostfile)
     if min_hosts is not None and min_hosts > len(hosts):
         raise ValueError(f"--min-hosts {min_hosts}: {hostfile} names only {len(hosts)}")
     fewer = [] if min_hosts is None else ["--min-hosts", str(min_hosts)]

@@ -87,5 +87,3 @@ def _refuse_for_shards(section: SlurmSection) -> None:
     for field in ("processes", "container"):
         if getattr(section, field) is not None:
             raise ValueError(f"slurm.{field} is of training; a recipe for shards cannot have it")
-    if section.nodes > 1:
-        raise ValueError("shards are written on one host unless ray_address names a cluster; leave slurm.nodes at 1")

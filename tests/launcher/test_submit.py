@@ -95,10 +95,12 @@ def test_a_wrong_option_is_a_sentence_and_nothing_is_submitted(
     assert list(here.iterdir()) == []
 
 
-def test_shards_are_a_job_on_one_host(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shards_are_a_job_on_as_many_hosts_as_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run_main(monkeypatch, "submit", "mini_shard_asr", "--dry-run") == 0
     assert "-m launcher shard mini_shard_asr &" in capsys.readouterr().out
-    assert run_main(monkeypatch, "submit", "mini_shard_asr", "--nodes", "2") == 2
-    assert "leave slurm.nodes at 1" in capsys.readouterr().err
+    assert run_main(monkeypatch, "submit", "mini_shard_asr", "--nodes", "2", "--dry-run") == 0
+    assert "#SBATCH --nodes=2\n" in capsys.readouterr().out
     assert run_main(monkeypatch, "submit", "mini_eval") == 2
     assert "only training and sharding are submitted" in capsys.readouterr().err
