@@ -31,11 +31,12 @@ def manifest(reader: str, root: Path, out: Path) -> None:
 
 def shard(recipe: ShardRecipe) -> None:
     """Writes the shard set, or what is missing of it, and prints what became of the clips."""
-    from shards.pipeline import job as pipeline
+    from shards.pipeline import job as jobs
+    from shards.pipeline.run import write_shards
     from shards.sets.teacher import TeacherSpec
 
     asked = recipe.writer.teacher
-    job = pipeline.ShardJob(
+    job = jobs.ShardJob(
         manifests=recipe.manifests,
         base=recipe.base,
         out=recipe.out,
@@ -51,14 +52,14 @@ def shard(recipe: ShardRecipe) -> None:
         ray_address=recipe.ray_address,
     )
 
-    def show(state: pipeline.Progress) -> None:
+    def show(state: jobs.Progress) -> None:
         speed = state.speed
         pace = f"{speed.clips_per_s:.1f} clips/s, {speed.hours_per_s:.3f} h/s" if speed.clips else "starting"
         note = f"{state.hours:.2f} h, {pace}, {state.rejected} rejected"
         progress.update("clips", state.done, state.total, note)
 
     with Progress() as progress:
-        summary = pipeline.write_shards(job, show)
+        summary = write_shards(job, show)
     print_counts(
         [
             ("inputs", summary.inputs, ""),

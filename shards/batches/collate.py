@@ -24,8 +24,8 @@ from shards.audio import SAMPLE_RATE
 from shards.batches.sizes import Sizes
 from shards.prompts import PROMPTS, REPLAYED, TRAINED_UNDER, ChatTemplate
 from shards.sample import EMOTIONS
+from shards.sets.cached_teacher import CachedTeacher
 from shards.sets.shard_set import CorruptSample, Sample
-from shards.sets.teacher import CachedTeacher
 
 TASKS = (*TRAINED_UNDER.values(), "identify")
 IGNORED_EMOTION = -100

@@ -7,16 +7,14 @@ actor reads what it works on.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cluster.ray_session import check_ray, ray_is_dead, ray_session
 from shards.decoder import Decoder
+from shards.pipeline.job import ShardJob
 from shards.pipeline.tasks import Answers, Commit, NoSpaceError, Task, answer, write_task
 from shards.pipeline.writers import Writer
 from shards.sets.store import open_store
-
-if TYPE_CHECKING:
-    from shards.pipeline.job import ShardJob
 
 _TASKS_PER_ACTOR = 2  # one in work, one waiting
 _POLL_S = 1.0

@@ -6,44 +6,22 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.audio import SAMPLE_RATE
+from shards.pipeline.job import Speed, Summary
 from shards.pipeline.tasks import Commit
 from shards.sample import EMOTIONS
 from shards.sets.index import decode_index
 from shards.sets.store import Store
 from shards.sets.tokens import decode_counts, tokens_file
 
-if TYPE_CHECKING:
-    from shards.pipeline.job import Summary
-
 _DURATION_EDGES_S = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30)
 _TOKEN_EDGES = (0, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512)
 _BAR_CHARACTERS = 30
-
-
-@dataclass(frozen=True)
-class Speed:
-    """What the last run did: clips finished and hours of audio written in so many seconds."""
-
-    clips: int = 0
-    hours: float = 0.0
-    seconds: float = 0.0
-
-    @property
-    def clips_per_s(self) -> float:
-        """0 before anything is finished."""
-        return self.clips / self.seconds if self.seconds else 0.0
-
-    @property
-    def hours_per_s(self) -> float:
-        """Hours of audio per second; 0 before anything is finished."""
-        return self.hours / self.seconds if self.seconds else 0.0
 
 
 class _Totals:

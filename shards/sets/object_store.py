@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cluster.lock import folder_lock
-from shards.sets.store import Range, retried
+from shards.sets.reads import Range, retried
 
 MAX_REQUESTS = 16
 _MAX_UPLOADS = 4  # parts of a file in flight: their sum is what sending a file takes of memory

@@ -32,7 +32,8 @@ from shards.sets.index import (
     record_end,
     teacher_offset,
 )
-from shards.sets.store import Range, Store, is_url, open_store
+from shards.sets.reads import Range
+from shards.sets.store import Store, is_url, open_store
 
 _ROW = np.dtype([("shard", "<u4"), *INDEX_ROW.descr])
 _EARLIER = np.dtype([("row", "<i8"), ("num_samples", "<i8")])

@@ -7,8 +7,6 @@ one kind of store (a commit happens once, a read is retried and then raised) hol
 from __future__ import annotations
 
 import errno
-import logging
-import math
 import os
 import shutil
 import stat
@@ -16,25 +14,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from cluster.files import sync_folder, write_atomically
 from cluster.lock import folder_lock
+from shards.sets.reads import Range, retried
 
-_log = logging.getLogger(__name__)
-
-RETRY_DEADLINE_S = 60.0
-_FIRST_PAUSE_S = 0.2
-_LONGEST_PAUSE_S = 5.0
-_LASTING = {
-    errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
-    errno.EEXIST, errno.EINVAL, errno.EOPNOTSUPP,
-}  # fmt: skip
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EXDEV}
 _MAX_OPEN_FILES = 64
-
-T = TypeVar("T")
-Range = tuple[str, int, int]  # name, offset, size
 
 
 class Store(Protocol):
@@ -104,22 +91,6 @@ def open_store(root: str | Path) -> Store:
 def is_url(root: str | Path) -> bool:
     """Whether a root is meant as a URL, well-formed or not, and not as a folder. (A Path would lose a slash of it.)"""
     return "://" in str(root) or str(root).startswith("s3:")
-
-
-def retried(action: Callable[[], T], what: str) -> T:
-    """`action()`, tried again with longer and longer pauses while it raises an OSError that may pass, until
-    RETRY_DEADLINE_S after the first."""
-    end, pause_s = math.inf, _FIRST_PAUSE_S
-    while True:
-        try:
-            return action()
-        except OSError as error:
-            end = min(end, time.monotonic() + RETRY_DEADLINE_S)
-            if error.errno in _LASTING or time.monotonic() + pause_s > end:
-                raise
-            _log.warning("%s: %s; trying again in %.1f s", what, error.strerror or type(error).__name__, pause_s)
-        time.sleep(pause_s)
-        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
 class FolderStore:

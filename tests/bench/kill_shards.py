@@ -94,16 +94,17 @@ def environment(manifest: Path) -> dict[str, str]:
 def main_of_driver(arguments: Sequence[str]) -> int:
     """As `blsp shard`, with an echo for an LLM."""
     from launcher.errors import exit_code_of
-    from shards.pipeline import job as pipeline
+    from shards.pipeline import run as pipeline
+    from shards.pipeline.job import Progress, ShardJob
     from shards.sample import Continuation
 
     manifest, out, actors = Path(arguments[0]), Path(arguments[1]), int(arguments[2])
-    job = pipeline.ShardJob(
+    job = ShardJob(
         manifests=(manifest,), out=out, llm=str(manifest.parent / "llm"), prompt="continue_emotion",
         clips_per_shard=CLIPS_PER_SHARD, cpu_actors=actors,
     )  # fmt: skip
 
-    def load(_: pipeline.ShardJob) -> object:
+    def load(_: ShardJob) -> object:
         class Echo:  # here, so that Ray's workers get it by value
             name = "echo"
             template = None
@@ -117,7 +118,7 @@ def main_of_driver(arguments: Sequence[str]) -> int:
 
         return Echo()
 
-    def tell(state: pipeline.Progress) -> None:
+    def tell(state: Progress) -> None:
         print(f"{state.done}/{state.total}", flush=True)
 
     lock = (

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from blsp.losses import _ROWS_PER_CHUNK, cached_kl, continuation_kl
-from shards.sets.teacher import CachedTeacher, TeacherSpec
+from shards.sets.cached_teacher import CachedTeacher
+from shards.sets.teacher import TeacherSpec
 
 WIDTH, VOCABULARY = 16, 200
 Cache = tuple[Tensor, Tensor, Tensor]

@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 from blsp.model import SpeechLM
 from blsp.recipe import StageSection
 from shards.batches.collate import Collator
+from shards.sets.cached_teacher import cached_teacher
 from shards.sets.shard_set import ShardSet
-from shards.sets.teacher import TeacherSpec, cached_teacher
+from shards.sets.teacher import TeacherSpec
 from tests.blsp.test_engine import World, job, trainings
 from tests.blsp.tiny import CPU, LORA, STAGE_1, make_encoder, make_loud_llm, make_shards, model_section
 

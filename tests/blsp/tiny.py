@@ -27,7 +27,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from blsp.recipe import ModelSection, StageSection
 from shards.corpora import build_manifest
-from shards.pipeline import job as pipeline
+from shards.pipeline import run as pipeline
 from shards.pipeline.job import ShardJob
 from shards.pipeline.tasks import Commit, Task, answer, write_task
 from shards.pipeline.writers import Request, Writer

@@ -13,13 +13,13 @@ import pytest
 import soundfile
 
 from shards.corpora import build_manifest
-from shards.pipeline import job as pipeline
+from shards.pipeline import run as pipeline
 from shards.pipeline.job import Progress, ShardJob, Summary
 from shards.pipeline.tasks import Commit, Task, answer, write_task
 from shards.pipeline.writers import Request, Writer
 from shards.prompts import ChatTemplate
 from shards.sample import EMOTIONS, Continuation
-from shards.sets import object_store, store
+from shards.sets import object_store, reads
 from shards.sets.shard_set import ShardSet
 from shards.sets.store import open_store
 from tests.shards.s3_server import BUCKET, KEY, SECRET, TOKEN, S3Server
@@ -140,8 +140,8 @@ def s3_server() -> Iterator[S3Server]:
 @pytest.fixture
 def s3(s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     """The server with an empty bucket; pauses between attempts are short."""
-    monkeypatch.setattr(store, "_FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(store, "RETRY_DEADLINE_S", 5.0)
+    monkeypatch.setattr(reads, "_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(reads, "RETRY_DEADLINE_S", 5.0)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     s3_server.reset()
     for path in object_store._filesystem().find(BUCKET):

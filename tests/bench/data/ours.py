@@ -12,7 +12,7 @@ from blsp.standins import train_tokenizer
 from shards.batches.collate import Collator
 from shards.batches.plan import Plan
 from shards.batches.reader import Reader
-from shards.pipeline import job as pipeline
+from shards.pipeline import run as pipeline
 from shards.pipeline.job import ShardJob
 from shards.pipeline.tasks import Commit, Task, answer, write_task
 from shards.pipeline.writers import Request

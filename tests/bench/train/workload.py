@@ -27,8 +27,9 @@ from shards.miniature.world import split_sentences
 from shards.pipeline.writers import kept_predictions
 from shards.prompts import ChatTemplate
 from shards.sample import EMOTIONS, Continuation, Utterance
+from shards.sets.cached_teacher import CachedTeacher
 from shards.sets.shard_set import Sample
-from shards.sets.teacher import CachedTeacher, TeacherSpec
+from shards.sets.teacher import TeacherSpec
 from tests.bench.train.shapes import Shapes
 
 TOP_K = 32

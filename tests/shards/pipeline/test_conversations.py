@@ -15,7 +15,8 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from shards.pipeline.job import ShardJob, Summary, write_shards
+from shards.pipeline.job import ShardJob, Summary
+from shards.pipeline.run import write_shards
 from shards.prompts import ChatTemplate
 from shards.sets.index import EARLIER_CLIP, INDEX_ROW, Index, dataset_id, encode_array
 from shards.sets.remove import Selection, remove

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.pipeline import job as pipeline
-from shards.pipeline.job import ShardJob, Summary
+from shards.pipeline.job import Progress, ShardJob, Summary
 from shards.sets.shard_set import ShardSet
 
 Make = Callable[..., Summary]
@@ -80,7 +79,7 @@ def test_a_clip_whose_words_are_rejected_is_absent(
 def test_a_stopped_overlay_goes_on(again: ShardJob, shard_set: ShardSet, make_shards: Make, tmp_path: Path) -> None:
     whole = make_shards(replace(again, out=tmp_path / "whole"))
 
-    def stop(state: pipeline.Progress) -> None:
+    def stop(state: Progress) -> None:
         if state.done >= 8:
             raise KeyboardInterrupt
 

@@ -93,7 +93,8 @@ def test_an_overlay_of_a_base_in_a_bucket(s3: S3Server, job: ShardJob, make_shar
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from shards.pipeline.job import ShardJob, write_shards
+from shards.pipeline.job import ShardJob
+from shards.pipeline.run import write_shards
 from shards.sample import Continuation
 
 def load(job):

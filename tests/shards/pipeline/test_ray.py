@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from shards.pipeline import job as pipeline
-from shards.pipeline.job import ShardJob, write_shards
+from shards.pipeline import run as pipeline
+from shards.pipeline.job import ShardJob
+from shards.pipeline.run import write_shards
 from shards.pipeline.writers import Writer
 from shards.sets.shard_set import ShardSet
 from tests.bench.kill_shards import (

@@ -24,7 +24,7 @@ from shards.corpora import build_manifest
 from shards.pipeline.job import ShardJob, Summary
 from shards.prompts import ChatTemplate
 from shards.sample import EMOTIONS
-from shards.sets import object_store, store
+from shards.sets import object_store, reads
 from shards.sets.object_store import MAX_REQUESTS, ObjectStore
 from shards.sets.shard_set import CorruptSample, ShardSet
 from shards.sets.store import open_store
@@ -202,7 +202,7 @@ def test_ranges_that_arrived_are_not_fetched_again(s3: S3Server) -> None:
 def test_what_does_not_pass_is_raised_by_the_deadline(
     s3: S3Server, monkeypatch: pytest.MonkeyPatch, status: str, sentence: str
 ) -> None:
-    monkeypatch.setattr(store, "RETRY_DEADLINE_S", 0.2)
+    monkeypatch.setattr(reads, "RETRY_DEADLINE_S", 0.2)
     open_store(ROOT).write("a", b"0123")
     s3.fault = failing(status, 1e9)
     with pytest.raises(OSError, match=sentence) as failure:
@@ -376,7 +376,7 @@ def test_an_outage_is_never_a_lost_clip(
     s3.fault = failing("503 Slow Down", 3)
     expected = in_order([read(readers(shard_set, template, 1)[0])])
     assert in_order([read(reader)]) == expected
-    monkeypatch.setattr(store, "RETRY_DEADLINE_S", 0.2)
+    monkeypatch.setattr(reads, "RETRY_DEADLINE_S", 0.2)
     s3.fault = failing("503 Slow Down", 1e9)
     with pytest.raises(OSError, match="the store answers 503 SlowDown"):
         read(reader)
@@ -418,7 +418,7 @@ def everything(error: BaseException | None) -> str:
 def test_keys_are_in_no_error_log_repr_or_pickle(
     s3: S3Server, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "RETRY_DEADLINE_S", 0.05)
+    monkeypatch.setattr(reads, "RETRY_DEADLINE_S", 0.05)
     caplog.set_level(logging.DEBUG)  # all loggers that have no level of their own
     object_store._filesystems.pop(os.getpid())
     bucket = open_store(ROOT)
@@ -448,7 +448,7 @@ def test_keys_are_in_no_error_log_repr_or_pickle(
 def test_a_wrong_environment_is_one_sentence(
     s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variables: dict[str, str], sentence: str
 ) -> None:
-    monkeypatch.setattr(store, "RETRY_DEADLINE_S", 0.1)
+    monkeypatch.setattr(reads, "RETRY_DEADLINE_S", 0.1)
     monkeypatch.setattr(object_store, "_filesystems", {})
     monkeypatch.setenv("HOME", str(tmp_path))
     for name, value in variables.items():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from shards.prompts import ChatTemplate
-from shards.sets import store
+from shards.sets import reads, store
 from shards.sets.shard_set import ShardSet
 from shards.sets.store import FolderStore, open_store
 from tests.shards.batches.test_reader import read, readers
@@ -22,7 +22,7 @@ Failing = Callable[[int, int], list[int]]
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> Failing:
     """`failing(number, times)`: so many reads fail with this errno; every read is noted in what it returns."""
-    monkeypatch.setattr(store, "_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(reads, "_FIRST_PAUSE_S", 0.01)
     pread = os.pread
 
     def begin(number: int, times: int) -> list[int]:
@@ -59,7 +59,7 @@ def test_an_error_that_passes_is_waited_for(
 def test_an_error_that_stays_is_raised_by_the_deadline(
     folder: FolderStore, failing: Failing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "RETRY_DEADLINE_S", 0.2)
+    monkeypatch.setattr(reads, "RETRY_DEADLINE_S", 0.2)
     failing(errno.EIO, 10**9)
     began = time.monotonic()
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
@@ -70,7 +70,7 @@ def test_an_error_that_stays_is_raised_by_the_deadline(
 def test_an_outage_of_the_disk_is_never_a_lost_clip(
     shard_set: ShardSet, template: ChatTemplate, failing: Failing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "RETRY_DEADLINE_S", 0.2)
+    monkeypatch.setattr(reads, "RETRY_DEADLINE_S", 0.2)
     (reader,) = readers(shard_set, template, 1)
     failing(errno.EIO, 10**9)
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):

@@ -15,13 +15,15 @@ from transformers import AutoModelForCausalLM
 from shards.batches.collate import FILLER_ID, Batch, Collator
 from shards.batches.plan import Plan
 from shards.batches.reader import Reader
-from shards.pipeline.job import ShardJob, Summary, load_transformers_writer
+from shards.pipeline.job import ShardJob, Summary
+from shards.pipeline.run import load_transformers_writer
 from shards.pipeline.writers import Request, TransformersWriter
 from shards.prompts import ChatTemplate
+from shards.sets.cached_teacher import CachedTeacher
 from shards.sets.index import decode_array
 from shards.sets.remove import Selection, remove
 from shards.sets.shard_set import CorruptSample, Sample, ShardSet
-from shards.sets.teacher import CachedTeacher, TeacherSpec
+from shards.sets.teacher import TeacherSpec
 from shards.sets.tokens import token_counts
 from shards.sets.verify import verify
 from tests.shards.sets.made import flip, tar_of

@@ -15,7 +15,8 @@ from types import SimpleNamespace
 import pytest
 
 from cluster.lock import folder_lock
-from shards.pipeline.job import Progress, ShardJob, Summary, write_shards
+from shards.pipeline.job import Progress, ShardJob, Summary
+from shards.pipeline.run import write_shards
 from shards.pipeline.writers import Request, Writer
 from shards.sample import Continuation
 from shards.sets.shard_set import ShardSet
@@ -285,7 +286,8 @@ def test_ctrl_c_stops_ray_and_keeps_what_is_committed(job: ShardJob) -> None:
     script = """
 import sys, time
 from pathlib import Path
-from shards.pipeline.job import ShardJob, write_shards
+from shards.pipeline.job import ShardJob
+from shards.pipeline.run import write_shards
 from shards.sample import Continuation
 
 def load(job):
