@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,13 @@ def test_light_modules_load_no_heavy_package(module: str) -> None:
     code = f"import sys, {module}; print(*[name for name in {NO_MODELS} if name in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert loaded.stdout.split() == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Neither lazily nor for their types alone."""
+    imported = {module.removesuffix(".__init__"): set(imports(path)) for module, path in sources()}
+    ours = {module: found & imported.keys() - {module} for module, found in imported.items()}
+    assert list(TopologicalSorter(ours).static_order())  # or it names them
 
 
 def test_help_answers_in_half_a_second() -> None:
