@@ -1,6 +1,7 @@
 """What `blsp doctor` starts on every host: answers questions, one JSON object per line, until there are no more.
 
-Every question is answered, with {"error": a sentence} where the host cannot.
+Every question is answered, with {"error": a sentence} where the host cannot. What says nothing of what it "is" would be
+taken for a login shell's words.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def main() -> int:
             answer = _ANSWERS[question.pop("do")](**question)
         except (OSError, ValueError) as error:
             answer = {"error": " ".join(str(error).split())}
-        print(json.dumps(answer), file=answers, flush=True)
+        print(json.dumps({"is": "answer"} | answer), file=answers, flush=True)
     return 0
 
 
