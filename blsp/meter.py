@@ -23,6 +23,7 @@ from shards.audio import SAMPLE_RATE
 from shards.batches.collate import FILLER_ID, Batch
 
 _GB = 1e9
+_JUDGED_STEPS = 5  # in fewer any rank may have been slow by chance
 
 
 class Meter:
@@ -118,7 +119,8 @@ class Meter:
         if len(own_s) < 2:
             return {}
         slow = slowest(own_s)
-        blamed = f"{slow.rank} {slow.part}" if slow.clearly(step_s) else ""
+        clear = len(self._steps_s) >= _JUDGED_STEPS and slow.clearly(step_s)
+        blamed = f"{slow.rank} {slow.part}" if clear else ""
         if blamed and blamed != self._blamed:
             hosts = [""] * len(own_s)
             dist.all_gather_object(hosts, socket.gethostname())
