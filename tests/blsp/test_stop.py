@@ -49,8 +49,8 @@ def test_a_second_signal_ends_ranks_that_wait_and_their_readers(world: World) ->
             rank.send_signal(signal.SIGTERM)
         began_s = time.monotonic()
         for rank in ranks:
-            rank.wait(timeout=20)
-        assert time.monotonic() - began_s < 5
+            rank.wait(timeout=60)
+        assert time.monotonic() - began_s < 30  # a few seconds where nothing else runs; the disk hangs for ever
     finally:
         printed = finish(ranks)
     assert ExitCode.AT_ONCE in [rank.returncode for rank in ranks], "\n".join(printed)
