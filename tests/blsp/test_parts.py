@@ -74,4 +74,4 @@ def test_the_log_says_how_far_the_others_are_held_up(world: World, part: str) ->
     lines = [json.loads(line) for line in (world.root / part / "log.jsonl").read_text().splitlines()]
     for line in lines:
         assert line["pace/slowest_rank"] == 1
-        assert 0.02 < line["pace/slowest_lead"] * line["pace/step_s_p50"]
+        assert line["pace/slowest_lead"] * line["pace/step_s_p50"] > 0.02
