@@ -76,7 +76,7 @@ def last_step(run: Path) -> int:
 @contextmanager
 def standing_still(slurm: Slurm, run: Path, step: int) -> Iterator[list[psutil.Process]]:
     """From that step on no rank of the run gets any further, while the block runs."""
-    slurm.wait(lambda: last_step(run) >= step, f"{run} is in step {step}", 45)
+    slurm.wait(lambda: last_step(run) >= step, f"{run} is in step {step}", 120)
     ranks = [process for process in psutil.process_iter() if is_rank(process, run)]
     assert len(ranks) == 2
     for rank in ranks:
@@ -166,7 +166,7 @@ def test_the_commands_of_the_page_write_shards_and_train_both_stages(
     assert asked.startswith("#!/bin/bash") and "#SBATCH --gres=gpu:8\n" in asked
     jobs = [int(line.split()[0]) for line in type_in(chain).splitlines() if line.split()[0].isdecimal()]
     assert len(jobs) == 3
-    assert slurm.wait_for(max(jobs), "COMPLETED", "FAILED", "CANCELLED", limit_s=150) == "COMPLETED", [
+    assert slurm.wait_for(max(jobs), "COMPLETED", "FAILED", "CANCELLED", limit_s=300) == "COMPLETED", [
         log(tmp_path / run, min(jobs) + index) for index, run in enumerate(("shards/asr", "runs/stage1", "runs/stage2"))
     ]
     exported = json.loads((tmp_path / "runs" / "stage2" / "export" / "config.json").read_text())

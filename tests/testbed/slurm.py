@@ -131,7 +131,7 @@ class Slurm:
         """The hosts of a running job, as squeue names them."""
         return self.ask("squeue", "-h", "-j", str(job), "-o", "%N")
 
-    def wait_for(self, job: int, *states: str, limit_s: float = 90) -> str:
+    def wait_for(self, job: int, *states: str, limit_s: float = 180) -> str:
         """Wait until the job is in one of the states, and say in which."""
         self.wait(lambda: self.state(job) in states, f"job {job} is {' or '.join(states)}", limit_s)
         return self.state(job)
