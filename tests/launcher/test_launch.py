@@ -21,6 +21,7 @@ from tests.launcher.tiny_recipe import losses, write_recipe
 from tests.testbed.hosts import CHECKOUT, HOME, SEARCHED, Bed, Host, ctrl_c
 
 STEPS = 40
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # as fast as two on two cores, and nothing to wait for when others work too
 SECRET = "s3cret"
 HOSTILE = f"{SECRET} $(touch {HOME}/ran) `touch {HOME}/ran`; '\"\\ \n\ttouch {HOME}/ran\n\udcff"
 
@@ -31,7 +32,7 @@ class Launch:
     def __init__(self, folder: Path, on: Host, recipe: Path, *more: str) -> None:
         self.run, self._said = folder / "run", folder / f"said-{time.monotonic_ns()}"
         arguments = ["launch", "--hostfile", str(folder / "hostfile"), str(recipe), *more]
-        env = {"PATH": SEARCHED, "PYTHONPATH": str(CHECKOUT), "EVIL": HOSTILE}
+        env = {"PATH": SEARCHED, "PYTHONPATH": str(CHECKOUT), "EVIL": HOSTILE, **ONE_THREAD}
         with self._said.open("w") as file:
             self.process = on.start([sys.executable, "-m", "launcher", *arguments], cwd=folder, env=env,
                                     stdout=file, stderr=file)  # fmt: skip
@@ -82,7 +83,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokeni
     """A run of two ranks on one host has followed it, into `one-host` beside it."""
     folder = tmp_path_factory.mktemp("recipe")
     path = write_recipe(folder, tokenizer, steps=STEPS, engine={"checkpoint_every_steps": 4, "log_every_steps": 1})
-    train_on_one_host(path, 2, f"run={folder / 'one-host'}")
+    train_on_one_host(path, 2, f"run={folder / 'one-host'}", **ONE_THREAD)
     return path
 
 

@@ -39,9 +39,15 @@ sys.exit(train.main())
 """
 
 
-def train_on_one_host(recipe: Path, ranks: int, override: str) -> None:
-    """Two processes on this machine, without any launcher."""
-    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
+def train_on_one_host(recipe: Path, ranks: int, override: str, **env: str) -> None:
+    """So many processes on this machine, without any launcher."""
+    shared = {
+        **os.environ,
+        **env,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": str(ranks),
+    }
     started = [
         subprocess.Popen([sys.executable, "-m", "launcher.train", "--config", str(recipe), override], cwd=CHECKOUT,
                          env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
