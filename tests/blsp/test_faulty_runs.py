@@ -14,7 +14,7 @@ import pytest
 from shards.sets.shard_set import ShardSet
 from tests.blsp.test_engine import Recipe, World, finish, start
 from tests.blsp.tiny import LORA, STAGE_2, make_encoder, make_shards, model_section
-from tests.shards.batches.test_reader import damage
+from tests.shards.batches.test_reader_damage import damage
 
 pytestmark = pytest.mark.slow
 
