@@ -40,7 +40,7 @@ def tiny(name: str, root: Path, llm: Path) -> TrainRecipe:
     words = {"run": root / name, "model.llm": llm, "model.encoder": root / "encoder", "model.dtype": "float32"}
     words |= {"model.audio_window": "exact", "model.adapter.bottleneck": 8, "data.clips_per_step": 8}
     words |= {"data.micro_batches": 2, "data.num_workers": 0, "optim.warmup_steps": 1, "optim.epochs": "null"}
-    words |= {"optim.steps": 3, "engine.log_every_steps": 1}
+    words |= {"optim.steps": 3, "engine.log_every_steps": 1, "validation": "null"}
     words["data.shards"] = root / ("plain" if name == "stage1" else "toned") / "shards"
     if recipe.model.init is not None:
         words["model.init"] = root / "stage1"
