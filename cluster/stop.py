@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Literal
 
 from cluster.exit_codes import ExitCode
 
@@ -34,6 +35,17 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, sentence: str, exit_code: ExitCode) -> None:
         super().__init__(sentence)
         self.exit_code = exit_code
+
+
+def meaning_of(asked: int, asked_at_s: float, number: int, now_s: float) -> Literal["first", "echo", "second"]:
+    """What a signal says to who was `asked` to stop by another one at `asked_at_s` (0: by none). A "first" one asks,
+    an "echo" says nothing new, a "second" one wants the end at once."""
+    if not asked:
+        return "first"
+    if number != signal.SIGINT and now_s - asked_at_s < _ECHO_S:
+        return "echo"
+    # a warning, and what it warned of
+    return "first" if number == signal.SIGTERM and asked == signal.SIGUSR1 else "second"
 
 
 class StopSignals:
@@ -97,13 +109,13 @@ class StopSignals:
     def _judge(self, number: int, now_s: float) -> None:
         if self._at_once is not None:
             return
-        if self.patient and not self.asked:
-            self.asked, self._asked_at_s = number, now_s
-        elif self.asked and number != signal.SIGINT and now_s - self._asked_at_s < _ECHO_S:
+        if not self.asked and not self.patient:
+            self._end(number)
             return
-        elif number == signal.SIGTERM and self.asked == signal.SIGUSR1:  # a warning, and what it warned of
+        meaning = meaning_of(self.asked, self._asked_at_s, number, now_s)
+        if meaning == "first":
             self.asked, self._asked_at_s = number, now_s
-        else:
+        elif meaning == "second":
             self._end(number)
 
     def _end(self, number: int) -> None:

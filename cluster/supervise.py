@@ -23,6 +23,7 @@ from cluster.agent_link import Place
 from cluster.crew import Crew
 from cluster.exit_codes import ExitCode
 from cluster.failure import Failure, RankState, first_cause, hang, write_failure
+from cluster.stop import meaning_of
 
 _PATIENCE_S = 1.0
 _GRACE_S = 2.0  # for other ranks to tell what they met, after the first bad sign
@@ -88,7 +89,7 @@ class _Coordinator:
     def __init__(self, job: Job, crew: Crew, limits: Limits, min_hosts: int) -> None:
         self._job, self._crew, self._limits, self._min_hosts = job, crew, limits, min_hosts
         self._given_up: set[str] = set()  # hosts that are no longer waited for
-        self._stop: int | None = None  # the signal that ends the run
+        self._stop, self._stop_at_s = 0, 0.0  # the signal that ends the run
         self._at_once = False  # a second one came
         self._has_worked = False  # some rank has begun a step
         self._least: tuple[int, int, int] | None = None  # how far the last ranks are
@@ -113,7 +114,7 @@ class _Coordinator:
             self._crew.wait(float(tries), lambda: bool(self._crew.signals))
 
     def _why_not_again(self, failure: Failure, restarts: int, tries: int) -> str | None:
-        if self._stop is not None:
+        if self._stop:
             return _GOES_ON
         if failure.is_final or (failure.is_own and not self._has_worked):
             return ""
@@ -191,7 +192,7 @@ class _Coordinator:
         self._has_worked = self._has_worked or any(rank.beat["step"] for rank in ranks)
         if self._crew.lost:
             return Failure("host", self._crew.lost_sentence(), self._crew.lost[0])
-        if self._stop is not None:
+        if self._stop:
             return self._stopped(ranks, living)
         if ill:
             waited_s = time.monotonic() - min(rank.ill_s for rank in ill if rank.ill_s is not None)
@@ -217,16 +218,21 @@ class _Coordinator:
         return failure
 
     def _obey(self) -> None:
-        """Hand a first signal on, and let a second one end everything."""
+        """Hand a first signal on, and let a second one end everything, as each rank would."""
         while self._crew.signals:
-            number = self._crew.signals.pop(0)
+            number, now_s = self._crew.signals.pop(0), time.monotonic()
+            number = signal.SIGTERM if number == signal.SIGHUP else number
+            meaning = meaning_of(self._stop, self._stop_at_s, number, now_s)
+            if meaning == "echo":
+                continue
             began = any(rank.beat["step"] for rank in self._crew.ranks.values())
-            self._at_once = self._stop is not None
+            self._at_once = self._at_once or meaning == "second"
+            if meaning == "first":
+                self._stop, self._stop_at_s = number, now_s
             if self._at_once or not began:  # there is nothing to save before the first step
                 self._crew.end_ranks()
             else:
-                self._crew.signal(signal.SIGTERM if number == signal.SIGHUP else number)
-            self._stop = self._stop or number
+                self._crew.signal(number)
 
     def _stopped(self, ranks: list[RankState], living: list[RankState]) -> int | Failure | None:
         """The end of a run that was told to stop."""

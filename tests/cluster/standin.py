@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +30,9 @@ def checkpoint(step):
 """
 
 
+READY = "(run / f'{rank}.ready').touch()\n"
+
+
 def coordinate(run: Path, code: str, hosts: Sequence[int] = (2,), limits: Limits = LIMITS) -> int:
     """Exit code of a run whose ranks do `code`, on stand-in hosts with so many ranks each."""
     newest = run / "newest"
@@ -37,6 +42,24 @@ def coordinate(run: Path, code: str, hosts: Sequence[int] = (2,), limits: Limits
     )  # fmt: skip
     places = [replace(here(f"host-{i}", ranks, {"A": "1"}), address="127.0.0.1") for i, ranks in enumerate(hosts)]
     return supervise(job, places, limits)
+
+
+def in_time(condition: Callable[[], bool], limit_s: float = 20) -> bool:
+    """Whether it comes true."""
+    until_s = time.monotonic() + limit_s
+    while not condition() and time.monotonic() < until_s:
+        time.sleep(0.02)
+    return condition()
+
+
+def started(run: Path, code: str, limits: str = "{}") -> subprocess.Popen[str]:
+    """A coordinator of its own with two ranks that have come to `ready`."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.cluster.standin", str(run), code, "[2]", limits],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert in_time(lambda: (run / "0.ready").exists() and (run / "1.ready").exists())
+    return process
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import pytest
 from cluster.agent_link import here
 from cluster.exit_codes import ExitCode
 from cluster.supervise import Job, supervise
-from tests.cluster.standin import LIMITS, coordinate
+from tests.cluster.standin import LIMITS, READY, coordinate, in_time, started
 
 STEPS = """
 for step in range(1, 4):
@@ -203,27 +202,6 @@ def gone(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rsplit(")")[-1].split()[0] == "Z"
     except OSError:
         return True
-
-
-def in_time(condition: Callable[[], bool], limit_s: float = 20) -> bool:
-    """Whether it comes true."""
-    until_s = time.monotonic() + limit_s
-    while not condition() and time.monotonic() < until_s:
-        time.sleep(0.02)
-    return condition()
-
-
-def started(run: Path, code: str, limits: str = "{}") -> subprocess.Popen[str]:
-    """A coordinator of its own with two ranks that have come to `ready`."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.cluster.standin", str(run), code, "[2]", limits],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert in_time(lambda: (run / "0.ready").exists() and (run / "1.ready").exists())
-    return process
-
-
-READY = "(run / f'{rank}.ready').touch()\n"
 
 
 @pytest.mark.parametrize("who", ["coordinator", "agent"])
