@@ -85,9 +85,10 @@ def ray_here() -> Iterator[None]:
 def two_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
     """The one bed of the test run; `bed` is what tests ask for."""
     from tests.testbed.hosts import hosts_up, why_not
+    from tests.testbed.required import do_without
 
     if (why := why_not()) is not None:
-        pytest.skip(why)
+        do_without(why)
     with hosts_up(tmp_path_factory.mktemp("bed")) as bed:
         yield bed
 
@@ -102,10 +103,11 @@ def bed(two_hosts: Bed) -> Bed:
 @pytest.fixture(scope="session")
 def slurm_on_two_hosts(two_hosts: Bed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     """The one SLURM of the test run; `slurm` is what tests ask for."""
+    from tests.testbed.required import do_without
     from tests.testbed.slurm import slurm_up, why_not
 
     if (why := why_not()) is not None:
-        pytest.skip(why)
+        do_without(why)
     with slurm_up(two_hosts, tmp_path_factory.mktemp("slurm")) as cluster:
         yield cluster
 
