@@ -34,6 +34,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
+from cluster.exit_codes import ExitCode
 from cluster.heartbeat import FD
 from cluster.interface import choose_interface, connected_address, meeting_address
 from cluster.ports import reserve_port
@@ -52,8 +53,6 @@ class Rank:
         self.heard_s = time.monotonic()
         self.failure: dict[str, Any] | None = None
         self._unread = b""
-        self.pipe, writer = os.pipe()
-        os.set_blocking(self.pipe, False)
         agent = os.getpid()
 
         def end_with_agent() -> None:
@@ -61,15 +60,19 @@ class Rank:
             if os.getppid() != agent:
                 os._exit(1)
 
+        self.pipe, writer = os.pipe()
         try:
+            os.set_blocking(self.pipe, False)
             self.process = subprocess.Popen(
                 order["argv"], cwd=order["folder"], env=_environment(number, order, writer),
                 stdin=subprocess.DEVNULL, stdout=output, pass_fds=(writer,),
                 start_new_session=True, preexec_fn=end_with_agent,
             )  # fmt: skip
+        except BaseException:
+            os.close(self.pipe)
+            raise
         finally:
             os.close(writer)
-        self.end = os.pidfd_open(self.process.pid)
 
     def hear(self) -> None:
         """Read what beats there are."""
@@ -88,10 +91,15 @@ class Rank:
         else:
             self.beat = message["beat"]
 
+    @property
+    def has_ended(self) -> bool:
+        """Its end is not collected by asking, so that its number stays its own."""
+        return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
     def signal(self, number: int) -> None:
         """The process alone: what it has started is its own business."""
         with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.end, number)
+            os.kill(self.process.pid, number)
 
     def kill(self) -> None:
         """With all that it has started. Before its end is collected no other process can have its number."""
@@ -104,7 +112,6 @@ class Rank:
         code = self.process.wait()
         self.hear()
         os.close(self.pipe)
-        os.close(self.end)
         return code
 
 
@@ -134,6 +141,12 @@ class Agent:
         self._poll = selectors.DefaultSelector()
         self._poll.register(sys.stdin.fileno(), selectors.EVENT_READ, None)
         os.set_blocking(sys.stdout.fileno(), False)
+        self._woken, self._wakes = socket.socketpair()  # a rank that ends is a signal, and that is what can be read
+        for end in (self._woken, self._wakes):
+            end.setblocking(False)
+        self._poll.register(self._woken, selectors.EVENT_READ, None)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wakes.fileno(), warn_on_full_buffer=False)
 
     def run(self) -> int:
         """Returns when the coordinator has gone."""
@@ -142,11 +155,13 @@ class Agent:
         try:
             while time.monotonic() < self._until_s:
                 for key, _ in self._poll.select(max(0.0, next_s - time.monotonic())):
-                    if key.data is None:
-                        if not self._take_orders():
-                            return 0
-                    else:
-                        self._look_after(key.data, ended=key.fd == key.data.end)
+                    if key.fileobj is self._woken:
+                        self._woken.recv(1 << 10)
+                    elif key.data is not None:
+                        self._listen(key.data)
+                    elif not self._take_orders():
+                        return 0
+                self._collect()  # whatever woke us: the signal may have come before, or be blocked
                 if time.monotonic() >= next_s:
                     next_s = time.monotonic() + _SIGN_OF_LIFE_S
                     self._say_alive()
@@ -183,16 +198,19 @@ class Agent:
                 continue
             self._ranks[number] = rank
             self._poll.register(rank.pipe, selectors.EVENT_READ, rank)
-            self._poll.register(rank.end, selectors.EVENT_READ, rank)
 
     def _refuse(self, number: int, error: OSError) -> None:
-        """The rank could not be started: no such folder or program here."""
-        what = f"{error.filename}: {(error.strerror or str(error)).lower()} on {socket.gethostname()}"
-        told = {"exception": type(error).__name__, "message": str(error), "consequence": False, "code": 2}
-        sentence = f"{what}; every host needs the same files at the same paths"
+        """The rank could not be started: no such folder or program here, or no room for one more process."""
+        what = f"{(error.strerror or str(error)).lower()} on {socket.gethostname()}"
+        if error.filename is None:
+            code, sentence = ExitCode.REFUSED, f"no process can be started: {what}"
+        else:
+            code = ExitCode.WRONG_INPUT
+            sentence = f"{error.filename}: {what}; every host needs the same files at the same paths"
+        told = {"exception": type(error).__name__, "message": str(error), "consequence": False, "code": code}
         beat = {"phase": "starting", "step": 0}
         self._report({"is": "failure", "rank": number, **told, "sentence": sentence, "beat": beat})
-        self._report({"is": "ended", "rank": number, "code": 2, "beat": beat})
+        self._report({"is": "ended", "rank": number, "code": code, "beat": beat})
 
     def _do_signal(self, order: dict[str, Any]) -> None:
         for rank in self._ranks.values():
@@ -202,17 +220,15 @@ class Agent:
         for rank in self._ranks.values():
             rank.kill()
 
-    def _look_after(self, rank: Rank, ended: bool) -> None:
-        if rank.number not in self._ranks:
-            return  # its end came in the same moment as a beat
-        if not ended:
-            began = rank.beat["step"] > 0
-            self._hear(rank)
-            if not began and rank.beat["step"] > 0:
-                self._say_alive()  # from now on there is something to save
-        else:
+    def _listen(self, rank: Rank) -> None:
+        began = rank.beat["step"] > 0
+        self._hear(rank)
+        if not began and rank.beat["step"] > 0:
+            self._say_alive()  # from now on there is something to save
+
+    def _collect(self) -> None:
+        for rank in [rank for rank in self._ranks.values() if rank.has_ended]:
             self._poll.unregister(rank.pipe)
-            self._poll.unregister(rank.end)
             del self._ranks[rank.number]
             code = rank.collect()
             self._report_failure(rank)
