@@ -68,8 +68,8 @@ def train(recipe: TrainRecipe, on_step: OnStep = lambda done, total, note: None)
                     run.tracker.close()
             export(run)
             dist.barrier()
-    run.engine.destroy()
-    dist.destroy_process_group()
+            run.engine.destroy()  # a signal that comes now is too late to stop anything
+            dist.destroy_process_group()
 
 
 def fit(run: Run) -> None:
