@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -20,6 +22,36 @@ def _rounded(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class _Unheard:
+    """A stream that goes on when nobody is there to read any more."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """As the stream does, or nothing."""
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """As the stream does, or nothing."""
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def outliving_the_terminal() -> Iterator[None]:
+    """In this block no line fails because the terminal or the pipe that it goes to has gone: that ends no run by
+    itself, and must not hide what does."""
+    out, err = cast(TextIO, _Unheard(sys.stdout)), cast(TextIO, _Unheard(sys.stderr))
+    with redirect_stdout(out), redirect_stderr(err):
+        yield
 
 
 class Progress:
@@ -84,6 +116,10 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._end()
-        if self._bars is not None:
-            self._bars.stop()
+        try:
+            self._end()
+            if self._bars is not None:
+                self._bars.stop()
+        except OSError:  # the terminal may be gone, and is not why
+            if error is None:
+                raise

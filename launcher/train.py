@@ -4,16 +4,20 @@ launcher.train --config RECIPE`."""
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import NoReturn
 
 from cluster.exit_codes import ExitCode
+from cluster.heartbeat import is_watched
 from cluster.stop import Stopped, stop_signals
 from launcher.errors import GOES_ON, exit_code_of, on_ctrl_c
-from launcher.progress import Progress
+from launcher.progress import Progress, outliving_the_terminal
 from launcher.quiet import silence_libraries
 from launcher.telling import has_lost_contact, recording, telling
 
@@ -36,7 +40,8 @@ def main() -> int:
         with signals, _one_voice(first), telling(arguments.debug), on_ctrl_c(f"stopped; {GOES_ON}"):
             _train(arguments.config, arguments.overrides)
 
-    return exit_code_of(action, debug=arguments.debug, name="blsp" if rank == "0" else f"blsp, rank {rank}")
+    with outliving_the_terminal():
+        return exit_code_of(action, debug=arguments.debug, name="blsp" if rank == "0" else f"blsp, rank {rank}")
 
 
 @contextmanager
@@ -60,13 +65,12 @@ def _one_voice(first: bool) -> Iterator[None]:
 def _train(config: str, overrides: list[str]) -> None:
     from blsp.recipe import TrainRecipe
     from cluster.interface import choose_interface
-    from cluster.ports import refuse_taken_port
     from cluster.stacks import stacks_on_signal
     from launcher.recipe_files import load_kind
 
     recipe = load_kind(TrainRecipe, config, overrides)
     if os.environ.get("RANK") == "0" and "MASTER_PORT" in os.environ:
-        refuse_taken_port(int(os.environ["MASTER_PORT"]))
+        _refuse_taken_port(int(os.environ["MASTER_PORT"]))
     if "MASTER_ADDR" in os.environ:
         choose_interface(os.environ, os.environ["MASTER_ADDR"])
     silence_libraries()
@@ -77,5 +81,34 @@ def _train(config: str, overrides: list[str]) -> None:
         train(recipe, lambda done, total, note: progress.update(f"{recipe.run}: steps", done, total, note))
 
 
+def _refuse_taken_port(port: int) -> None:
+    from cluster.ports import refuse_taken_port
+
+    try:
+        refuse_taken_port(port)
+    except ValueError as error:
+        if not is_watched():
+            raise
+        # Nobody chose it but the agent, and the next attempt has another one.
+        raise OSError(errno.EADDRINUSE, f"port {port} on this host was taken by another process") from error
+
+
+def end_with(main: Callable[[], int]) -> NoReturn:
+    """Ends this process with the exit code of `main`, after which nothing is left to tidy up. Python's own end would
+    wait for threads and readers, and no signal could hurry it then."""
+    code = int(ExitCode.REFUSED)
+    try:
+        code = main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except BaseException:
+        with suppress(OSError):
+            traceback.print_exc()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pty
 import sys
 
 import pytest
 
 from launcher import progress
-from launcher.progress import Progress
+from launcher.progress import Progress, outliving_the_terminal
 
 
 class Clock:
@@ -83,3 +86,28 @@ def test_the_time_left_is_told_as_people_say_it(
         clock.now_s += 10 * pace_s
         bar.update("clips", 10, 100)
     assert f"about {left} left" in capsys.readouterr().out
+
+
+def test_a_terminal_that_is_gone_hides_nothing(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with pytest.raises(KeyboardInterrupt, match="saved"), Progress() as bar:
+            bar.update("clips", 4, 10)
+            os.close(ours)
+            raise KeyboardInterrupt("saved")
+        with pytest.raises(OSError, match="Input/output"):
+            print("it is gone", flush=True)
+        with outliving_the_terminal(), Progress() as bar:
+            bar.update("clips", 5, 10)
+            print("a rank's own line", flush=True)
+            print("and its last", file=sys.stderr, flush=True)
+            bar.update("clips", 10, 10)
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            terminal.close()
+    assert capfd.readouterr() == ("", "")

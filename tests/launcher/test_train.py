@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from cluster import heartbeat
 from launcher import train
 from tests.blsp.tiny import STAGE_1, make_encoder, make_loud_llm, make_shards, model_section
 
@@ -62,6 +64,37 @@ def test_a_lost_rank_is_a_sentence_and_a_bug_of_ours_is_not(
     assert capsys.readouterr().err == f"blsp: another rank ended, or its host is gone; {train.GOES_ON}\n"
     with pytest.raises(RuntimeError, match="shapes"):
         failing(monkeypatch, RuntimeError("shapes do not fit"), local_rank=0)
+
+
+def test_a_rank_ends_with_its_code_whatever_python_still_waits_for() -> None:
+    code = (
+        "import atexit, sys, threading, time\n"
+        "from launcher.train import end_with\n"
+        "def main():\n"
+        "    threading.Thread(target=time.sleep, args=(60,)).start()\n"
+        "    atexit.register(time.sleep, 60)\n"
+        "    print('the last line')\n"
+        "    {ends}\n"
+        "end_with(main)"
+    )
+    for ends, expected, said in (
+        ("return 75", 75, ""), ("sys.exit(143)", 143, ""), ("raise KeyError('mouse')", 1, "KeyError: 'mouse'\n")
+    ):  # fmt: skip
+        ended = subprocess.run(
+            [sys.executable, "-c", code.format(ends=ends)], capture_output=True, text=True, timeout=30
+        )
+        assert (ended.returncode, ended.stdout) == (expected, "the last line\n")
+        assert ended.stderr.endswith(said)
+
+
+def test_a_port_that_the_agent_chose_and_another_took_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(ValueError, match="Choose another port"):
+            train._refuse_taken_port(port)
+        monkeypatch.setenv(heartbeat.FD, "1000")
+        with pytest.raises(OSError, match=f"port {port} on this host was taken"):
+            train._refuse_taken_port(port)
 
 
 @pytest.mark.slow
