@@ -137,6 +137,8 @@ class Crew:
         return f"host {self.lost[0]} is lost ({self._end_of(self.lost[0])})"
 
     def _end_of(self, name: str) -> str:
+        if name not in self._links:
+            return "it was given up"
         program, code = self._program(name), self._close(name)
         return f"{program} ended with exit code {code}" if code > 0 else "its agent is gone"
 

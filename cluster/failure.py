@@ -119,11 +119,13 @@ def _failure_of(rank: RankState) -> Failure:
     )  # fmt: skip
 
 
-def hang(slowest: list[RankState], silent_s: float) -> Failure:
-    """Of the ranks that are the furthest behind: all others wait for them."""
+def hang(slowest: list[RankState], silent_s: float, since: str = "") -> Failure:
+    """Of the ranks that are the furthest behind: all others wait for them, or waited `since` they had ended."""
     first = slowest[0]
     who = " and ".join(f"rank {rank.rank} on {rank.host}" for rank in slowest)
-    sentence = f"{who} did not get on for {silent_s:.0f} s ({first.where}), and the run was stopped"
+    sentence = (
+        f"{who} did not get on for {silent_s:.0f} s{since and f' {since}'} ({first.where}), and the run was stopped"
+    )
     return _at(first, "hang", sentence)
 
 

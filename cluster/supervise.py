@@ -91,6 +91,7 @@ class _Coordinator:
         self._given_up: set[str] = set()  # hosts that are no longer waited for
         self._stop, self._stop_at_s = 0, 0.0  # the signal that ends the run
         self._at_once = False  # a second one came
+        self._cut_short = False  # the ranks were ended because of it, or because there was nothing to save
         self._has_worked = False  # some rank has begun a step
         self._least: tuple[int, int, int] | None = None  # how far the last ranks are
         self._least_since_s = 0.0
@@ -190,7 +191,7 @@ class _Coordinator:
         living = [rank for rank in ranks if rank.code is None]
         ill = [rank for rank in ranks if rank.ill_s is not None]
         self._has_worked = self._has_worked or any(rank.beat["step"] for rank in ranks)
-        if self._crew.lost:
+        if self._crew.lost and not self._cut_short:
             return Failure("host", self._crew.lost_sentence(), self._crew.lost[0])
         if self._stop:
             return self._stopped(ranks, living)
@@ -230,19 +231,26 @@ class _Coordinator:
             if meaning == "first":
                 self._stop, self._stop_at_s = number, now_s
             if self._at_once or not began:  # there is nothing to save before the first step
+                self._cut_short = True
                 self._crew.end_ranks()
             else:
                 self._crew.signal(number)
 
     def _stopped(self, ranks: list[RankState], living: list[RankState]) -> int | Failure | None:
-        """The end of a run that was told to stop."""
-        ends_s = [rank.ended_s for rank in ranks if rank.ended_s is not None]
-        if living and ends_s and time.monotonic() - min(ends_s) > _STOP_GRACE_S:
-            self._crew.end_ranks()
+        """The end of a run that was told to stop: a good one only if no rank failed before it could save."""
+        ill = [rank for rank in ranks if rank.ill_s is not None and rank.code != ExitCode.AT_ONCE]
+        if self._cut_short:  # what was killed then was killed by us
+            ill = [rank for rank in ill if rank.failure is not None and not rank.is_consequence]
         elif living:
-            return self._hang(living)
-        if failed := [rank for rank in ranks if rank.failure is not None and not rank.is_consequence]:
-            return first_cause(failed)
+            ends_s = [rank.ended_s for rank in ranks if rank.ended_s is not None]
+            if not ends_s or time.monotonic() - min(ends_s) <= _STOP_GRACE_S:
+                return self._hang(living)
+            if all(rank.is_consequence for rank in ill):
+                return hang(living, _STOP_GRACE_S, "after the first rank had stopped")
+        elif any(rank.code in (ExitCode.STOPPED, ExitCode.CTRL_C) for rank in ranks):
+            ill = [rank for rank in ill if not rank.is_consequence]  # contact to a rank that had saved all
+        if ill:
+            return first_cause(ill)
         if ranks and all(rank.code == ExitCode.DONE for rank in ranks):
             return ExitCode.DONE
         stopped_itself = ranks and ranks[0].code in (ExitCode.STOPPED, ExitCode.CTRL_C, ExitCode.AT_ONCE)

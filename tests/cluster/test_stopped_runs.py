@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -44,3 +46,41 @@ def test_what_means_the_same_as_the_first_signal_does_not_cost_the_save(
     _, said = process.communicate(timeout=20)
     assert (process.returncode, said) == (75, "")
     assert (tmp_path / "0.saved").exists() and (tmp_path / "1.saved").exists()
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_in_the_last_save_is_the_cause_and_not_a_good_end(tmp_path: Path) -> None:
+    saving = (
+        "if rank == 1: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    time.sleep(0.5)\n"
+        "    tell_failure(RuntimeError('Connection closed by peer'), consequence=True, code=1); sys.exit(1)"
+    )
+    process = started(tmp_path, SAVES.replace("SAVING", saving), LONG)
+    process.send_signal(TERM)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 1
+    why = json.loads((tmp_path / "failure.json").read_text())
+    assert (why["what"], why["rank"], why["phase"], why["restarted"]) == ("signal", 1, "checkpoint", False)
+    assert said.startswith("blsp: rank 1 on host-0 was ended by SIGKILL")
+
+
+@pytest.mark.slow
+def test_a_rank_that_does_not_end_with_the_others_is_named(tmp_path: Path) -> None:
+    process = started(tmp_path, SAVES.replace("SAVING", "while rank == 1: time.sleep(0.02)"), LONG)
+    process.send_signal(TERM)
+    _, said = process.communicate(timeout=40)
+    assert process.returncode == 1
+    assert said.startswith("blsp: rank 1 on host-0 did not get on for 20 s after the first rank had stopped")
+
+
+@pytest.mark.slow
+def test_a_host_that_is_silent_does_not_stand_against_the_end_at_once(tmp_path: Path) -> None:
+    process = started(tmp_path, SAVES.replace("SAVING", "time.sleep(30)"), LONG)
+    ranks = [int((tmp_path / f"{rank}.pid").read_text()) for rank in (0, 1)]
+    agent = int(Path(f"/proc/{ranks[0]}/stat").read_text().rsplit(")")[-1].split()[1])
+    os.kill(agent, signal.SIGSTOP)
+    for _ in range(2):
+        process.send_signal(INT)
+        time.sleep(0.1)
+    _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (130, "blsp: stopped; the same command goes on from the newest checkpoint\n")
