@@ -139,6 +139,42 @@ def test_a_job_on_two_hosts_goes_on_after_its_walltime_a_preemption_and_a_lost_h
     assert (run / "export" / "model.safetensors").read_bytes() == undisturbed.weights
 
 
+def test_a_job_goes_on_elsewhere_while_its_lost_copy_still_runs(work: Path, slurm: Slurm, undisturbed: Trained) -> None:
+    """slurmd is killed, and its host comes to a halt; when its ranks go on, another host has long had their job."""
+    run = work / "moved"
+    job = submit(slurm, work, str(undisturbed.recipe), f"run={run}", "--gres", "gpu:2", "--time", "0:20:00")
+    with standing_still(slurm, run, 8) as lost:
+        assert {rank.environ()["CUDA_VISIBLE_DEVICES"] for rank in lost} == {"0,1"}
+        first = next(node for node in slurm.bed.nodes if slurm.on(job) == node.name)
+        slurm.kill_slurmd(first)
+        # srun hears that the host is lost, and coordinator and agent miss each other: either would end the ranks.
+        watching = [
+            psutil.Process(pid) for pid, line in first.processes().items()
+            if "cluster.agent" in line or "launcher launch" in line
+        ]  # fmt: skip
+        assert len(watching) >= 3
+        for process in watching:
+            process.suspend()
+        slurm.wait_for(job, "PENDING", limit_s=60)
+        slurm.wait(lambda: last_step(run) > 16, "the job goes on", 60)
+        assert slurm.on(job) not in ("", first.name)
+        assert all(lives(rank) for rank in lost)
+    slurm.wait(lambda: not any(lives(rank) for rank in lost), "the lost copy has ended by itself", 60)
+    for process in watching:
+        process.resume()
+    assert slurm.wait_for(job, "COMPLETED", "FAILED") == "COMPLETED", log(run, job)
+    assert "which writes no more from now on" in log(run, job)
+    assert losses(run) == undisturbed.losses
+    assert (run / "export" / "model.safetensors").read_bytes() == undisturbed.weights
+
+
+def lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def test_the_commands_of_the_page_write_shards_and_train_both_stages(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, slurm: Slurm
 ) -> None:
