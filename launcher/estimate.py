@@ -11,6 +11,7 @@ from blsp.estimate.job import job, wanted
 from blsp.estimate.parts import read_parts
 from blsp.estimate.remedy import refuse_what_does_not_fit
 from blsp.estimate.workload import CLIP_S, WORD_TOKENS_PER_S, read_workload
+from blsp.estimate.writing import refuse_what_does_not_fit as refuse_what_cannot_write
 from blsp.estimate.writing import writing
 from blsp.recipe import ShardRecipe, TrainRecipe
 from cluster.choice import best, choose
@@ -30,8 +31,9 @@ def run(recipe: TrainRecipe | ShardRecipe, gpus: int | None, gpu_name: str, fabr
     formula for."""
     gpu, fabric = _named(GPUS, gpu_name, "--gpu"), _named(FABRICS, fabric_name, "--fabric")
     if isinstance(recipe, ShardRecipe):
-        llm, writer = read_llm(recipe.writer.llm, recipe.writer.revision), recipe.writer
+        llm, writer = read_llm(recipe.writer.llm, recipe.writer.revision, "writer.llm"), recipe.writer
         made = writing(llm, gpu, CLIP_S * WORD_TOKENS_PER_S, writer.batch_size, writer.max_new_tokens)
+        refuse_what_cannot_write(made, writer.batch_size, writer.llm, gpu)
         Report(gpu, fabric).writing(made, writer.batch_size, writer.max_new_tokens, None, CLIP_S)
         return
     parts = read_parts(recipe)

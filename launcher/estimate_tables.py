@@ -110,6 +110,12 @@ class Report:
         """The cost of the continuations."""
         number = _HOURS * 3600 / clip_s if clips is None else clips
         what = f"{_HOURS:,} hours of speech" if clips is None else f"{number:,.0f} clips"
+        if made.needed(batch_size) > self._gpu.memory_bytes:
+            self._say(
+                f"\nContinuations for {what}: the LLM with {batch_size} clips at once needs "
+                f"{_gb(made.needed(batch_size))} GB, and each is written on one GPU: not on an {self._gpu.name}"
+            )
+            return
         self._say(
             f"\nContinuations for {what}: {made.hours(number):,.2f} GPU hours ({made.clips_per_s:.1f} clips a second "
             f"on one {self._gpu.name}, {batch_size} at once, {new_tokens} tokens each)"

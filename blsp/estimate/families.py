@@ -142,15 +142,25 @@ class _Fields:
         """What is written there."""
         return str(self._values.get(name))
 
+    def refuse_fewer_bits(self) -> None:
+        """Quantized weights are of other sizes than their numbers say."""
+        if self._values.get("quantization_config") is not None:
+            raise NoFormula(
+                f"{self.path}: has a quantization_config, and there is no formula for weights in fewer bits here; "
+                "nothing is guessed: name the model in bfloat16, or train a few steps and read the memory in the log"
+            )
 
-def read_llm(name: str, revision: str | None) -> Llm:
-    """Raises ValueError for one that is not here, of another family, or whose weights are of other sizes."""
-    folder = pretrained_folder(name, "model.llm", revision)
+
+def read_llm(name: str, revision: str | None, field: str = "model.llm") -> Llm:
+    """`field` of a recipe named it. Raises ValueError for one that is not here, of another family, quantized, or whose
+    weights are of other sizes."""
+    folder = pretrained_folder(name, field, revision)
     fields = _Fields(folder / "config.json")
+    fields.refuse_fewer_bits()
     family = fields.text("model_type")
     if family not in _LLMS:
         raise NoFormula(
-            f"model.llm: {name} is of the family {family!r}, for which there is no formula here (known are "
+            f"{field}: {name} is of the family {family!r}, for which there is no formula here (known are "
             f"{', '.join(_LLMS)}); nothing is guessed: train a few steps and read the memory in the log"
         )
     heads, width = fields.size("num_attention_heads"), fields.size("hidden_size")
@@ -176,6 +186,7 @@ def read_encoder(name: str) -> Whisper:
     """Raises ValueError as `read_llm` does."""
     folder = pretrained_folder(name, "model.encoder", None)
     fields = _Fields(folder / "config.json")
+    fields.refuse_fewer_bits()
     family = fields.text("model_type")
     if family != "whisper":
         raise NoFormula(

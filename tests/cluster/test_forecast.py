@@ -35,6 +35,7 @@ JOBS = st.builds(
 RANKS = st.sampled_from([1, 2, 4, 8, 16, 32, 64, 128, 256])
 SETTINGS = st.sampled_from(list(ways(1)))
 ROUNDING = 1e5  # bytes
+_ADDED_UP = 1  # byte: what is gone from one part and comes to another is rounded in each
 
 
 @settings(max_examples=20)
@@ -48,7 +49,7 @@ def test_more_gpus_never_need_more_memory_each(job: Job, ranks: int, zero: Zero)
 @given(JOBS, RANKS, SETTINGS, st.floats(0, 3), st.floats(0, 3))
 def test_larger_micro_batches_never_need_less(job: Job, ranks: int, zero: Zero, one: float, other: float) -> None:
     small, large = (memory(job, at(zero, ranks), size).total for size in sorted((one, other)))
-    assert small <= large
+    assert small <= large + _ADDED_UP
 
 
 @settings(max_examples=20)

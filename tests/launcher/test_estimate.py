@@ -158,6 +158,25 @@ def test_a_shard_recipe_has_the_cost_of_its_continuations(models: Path, capsys: 
     assert "64 at once, 48 tokens each" in " ".join(output.split())
 
 
+LLAMA_70B = {
+    "model_type": "llama", "hidden_size": 8192, "num_hidden_layers": 80, "num_attention_heads": 64,
+    "num_key_value_heads": 8, "intermediate_size": 28672, "vocab_size": 128256, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def test_a_writer_that_does_not_fit_is_refused(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, output = said(capsys, "shard_stage1_qwen2.5-7b", "writer.batch_size=20000")
+    fits = int(output.partition("set writer.batch_size to ")[2].split()[0])
+    assert (code, len(output.splitlines())) == (2, 1)
+    assert said(capsys, "shard_stage1_qwen2.5-7b", f"writer.batch_size={fits}")[0] == 0
+    assert said(capsys, "shard_stage1_qwen2.5-7b", f"writer.batch_size={fits + 1}")[0] == 2
+    (models / "llama").mkdir()
+    (models / "llama/config.json").write_text(json.dumps(LLAMA_70B))
+    code, output = said(capsys, "shard_stage1_qwen2.5-7b", "writer.llm=llama")
+    assert code == 2
+    assert "weights 141.1 GB" in output and "name a smaller writer.llm" in output
+
+
 def test_an_evaluation_is_not_estimated(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, output = said(capsys, "mini_eval")
     assert code == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from blsp.estimate.families import read_encoder, read_llm
+from blsp.estimate.families import NoFormula, read_encoder, read_llm
 from blsp.estimate.parts import read_parts, weights
 from blsp.model import SpeechLM
 from blsp.recipe import TrainRecipe
@@ -68,6 +69,15 @@ def test_sizes_of_real_models_are_those_that_are_known(tmp_path: Path) -> None:
     assert sum(llm.tensors) == 7_615_616_512  # Qwen2.5-7B
     encoder = read_encoder(str(write(tmp_path / "encoder", SHAPES["large"].encoder)))
     assert sum(encoder.tensors) + encoder.position_table == 636_784_640  # Whisper-large-v2's encoder
+
+
+@pytest.mark.parametrize(("size", "read"), [("llm", lambda folder: read_llm(folder, None)), ("encoder", read_encoder)])
+def test_fewer_bits_are_not_guessed(tmp_path: Path, size: str, read: Callable[[str], object]) -> None:
+    config = getattr(SHAPES["large"], size).to_dict()
+    read(str(write(tmp_path, config)))
+    quantized = write(tmp_path, config | {"quantization_config": {"quant_method": "gptq", "bits": 4}})
+    with pytest.raises(NoFormula, match=r"config.json: has a quantization_config"):
+        read(str(quantized))
 
 
 def test_headers_of_weights_must_agree(tmp_path: Path) -> None:
