@@ -37,9 +37,7 @@ def read(hostfile: Path) -> list[Host]:
     try:
         return read_hostfile(hostfile)
     except FileNotFoundError:
-        raise ValueError(
-            f"{hostfile}: there is no such hostfile; hostfile.example explains every line of one"
-        ) from None
+        raise ValueError(f"{hostfile}: there is no such hostfile; hostfile.example explains every line") from None
 
 
 def place(host: Host) -> Place:
