@@ -20,9 +20,10 @@ from cluster.owner import ATTEMPT, LAUNCH
 
 _PING_S = 1.0
 _AGENT_LEASE_S = 6.0  # a remote agent without orders ends its ranks, before
-_LOST_AFTER_S = 8.0  # its host is given up
+LOST_AFTER_S = 8.0  # its host is given up
 _UP_S = 120.0  # for an agent to report for the first time
 _END_S = 10.0  # for killed ranks to be gone
+_CLOSE_S = 4.0  # for agents that were hung up on
 _GOOD = (ExitCode.DONE, ExitCode.STOPPED, ExitCode.CTRL_C)
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
@@ -53,15 +54,13 @@ class Crew:
         signal.set_wakeup_fd(-1)
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        for link in self._links.values():
-            link.hang_up()  # all at once, and then wait
-        for name in list(self._links):
-            self._close(name)
+        self._close_all(list(self._links))
         for end in (self._poll, self._woken, self._told):
             end.close()
 
     def call(self) -> dict[str, str]:
         """Start the agents that are not there and hear from all. Returns why a host does not answer, by its name."""
+        self._close_all(self.lost)  # also those that went between two attempts
         self.ranks, self.lost, self._meeting = {}, [], None
         for place in self.places:
             if place.name not in self._links:
@@ -71,8 +70,7 @@ class Crew:
         missing = {}
         if not self.signals:
             missing = {name: f"no sign of life in {_UP_S:.0f} s" for name in self._silent() if name not in self.lost}
-        for name in missing:
-            self._close(name)
+        self._close_all(list(missing))
         for name in self.lost:
             remedy = f"; does `ssh -o BatchMode=yes {name} true` work?" if self._program(name) == "ssh" else ""
             missing[name] = self._end_of(name) + remedy
@@ -126,8 +124,7 @@ class Crew:
         for rank in self.ranks.values():
             if rank.code is None and rank.host not in self.lost:
                 self.lost.append(rank.host)
-        for name in self.lost:
-            self._close(name)
+        self._close_all(self.lost)
 
     def _is_there(self, rank: RankState) -> bool:
         return rank.host not in self.lost
@@ -145,13 +142,22 @@ class Crew:
     def _program(self, name: str) -> str:
         return self._links[name].place.command[0]
 
-    def _close(self, name: str) -> int:
+    def _close_all(self, names: Sequence[str]) -> None:
+        """They end at the same time, and those that do not are waited for together."""
+        for name in names:
+            if link := self._links.get(name):
+                link.hang_up()
+        until_s = time.monotonic() + _CLOSE_S
+        for name in names:
+            self._close(name, at_once=time.monotonic() > until_s)
+
+    def _close(self, name: str, at_once: bool = False) -> int:
         link = self._links.pop(name, None)
         if link is None:
             return 0
         with suppress(KeyError):
             self._poll.unregister(link.reports)
-        return link.close(at_once=time.monotonic() - link.heard_s > _LOST_AFTER_S)
+        return link.close(at_once=at_once or time.monotonic() - link.heard_s > LOST_AFTER_S)
 
     def _order(self, do: str, **details: Any) -> None:
         for link in self._links.values():
@@ -176,7 +182,7 @@ class Crew:
             else:
                 self._hear(key.data)
         for name, link in self._links.items():
-            if link.is_up and time.monotonic() - link.heard_s > _LOST_AFTER_S and name not in self.lost:
+            if link.is_up and time.monotonic() - link.heard_s > LOST_AFTER_S and name not in self.lost:
                 self.lost.append(name)
 
     def _hear(self, link: AgentLink) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,3 +91,24 @@ def test_a_host_without_the_folder_is_a_sentence(tmp_path: Path, capfd: pytest.C
         f"blsp: {tmp_path}/not-shared: no such file or directory on {socket.gethostname()}; every host needs the same"
     )
     assert capfd.readouterr().err.startswith(said)
+
+
+def test_a_file_system_that_stalls_between_two_attempts_is_no_host_that_was_lost(tmp_path: Path) -> None:
+    code = (
+        'beat("data", 1)\n'
+        'while not (run / "0.began").exists(): time.sleep(0.01)\n'
+        "if first and rank == 1: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "if first: time.sleep(60)"
+    )
+    asked = 0
+
+    def progress() -> None:
+        nonlocal asked
+        asked += 1
+        time.sleep(8 if asked == 2 else 0)
+
+    job = Job((sys.executable, "-c", PRELUDE + code, str(tmp_path)), Path.cwd(), tmp_path, "", progress)
+    places = [replace(here(f"host-{i}", 1, {}), address="127.0.0.1", is_here=False) for i in range(2)]
+    assert supervise(job, places, LIMITS) == 0
+    why = json.loads((tmp_path / "failure.json").read_text())
+    assert (why["what"], why["rank"], why["restarts"]) == ("signal", 1, 0)
