@@ -15,8 +15,8 @@ object per line, orders on stdin, reports on stdout. Nothing listens on a port.
                                                  {"is": "ended", "rank", "code", "beat"}, -9 for SIGKILL
 
 Without a coordinator no rank goes on: at the end of stdin, or when orders stay out, the agent ends its ranks and
-itself; and when the agent is killed, the kernel ends them. What ranks print goes to the agent's stderr, or their stdout
-to the descriptor `--output`.
+itself; one without ranks waits for as long as it takes. When the agent is killed, the kernel ends them. What ranks
+print goes to the agent's stderr, or their stdout to the descriptor `--output`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import argparse
 import ctypes
 import json
 import os
+import select
 import selectors
 import signal
 import socket
@@ -37,6 +38,7 @@ from typing import Any
 from cluster.exit_codes import ExitCode
 from cluster.heartbeat import FD
 from cluster.interface import choose_interface, connected_address, meeting_address
+from cluster.json_files import parse_object
 from cluster.ports import reserve_port
 
 _SIGN_OF_LIFE_S = 1.0
@@ -80,7 +82,8 @@ class Rank:
             while piece := os.read(self.pipe, 1 << 16):
                 *lines, self._unread = (self._unread + piece).split(b"\n")
                 for line in lines:
-                    self._note(json.loads(line))
+                    with suppress(ValueError):  # a rank gives up a long line halfway when nobody has read for a second
+                        self._note(parse_object(line))
 
     def _note(self, message: dict[str, Any]) -> None:
         self.heard_s = time.monotonic()
@@ -137,7 +140,7 @@ class Agent:
         self._ranks: dict[int, Rank] = {}
         self._port: socket.socket | None = None
         self._orders, self._reports = b"", b""
-        self._until_s = float("inf")
+        self._until_s = self._within_s = float("inf")
         self._poll = selectors.DefaultSelector()
         self._poll.register(sys.stdin.fileno(), selectors.EVENT_READ, None)
         os.set_blocking(sys.stdout.fileno(), False)
@@ -151,25 +154,34 @@ class Agent:
     def run(self) -> int:
         """Returns when the coordinator has gone."""
         self._report({"is": "up", "host": socket.gethostname(), "process": os.getpid(), "address": connected_address()})
-        next_s = time.monotonic()
         try:
-            while time.monotonic() < self._until_s:
-                for key, _ in self._poll.select(max(0.0, next_s - time.monotonic())):
-                    if key.fileobj is self._woken:
-                        self._woken.recv(1 << 10)
-                    elif key.data is not None:
-                        self._listen(key.data)
-                    elif not self._take_orders():
-                        return 0
-                self._collect()  # whatever woke us: the signal may have come before, or be blocked
-                if time.monotonic() >= next_s:
-                    next_s = time.monotonic() + _SIGN_OF_LIFE_S
-                    self._say_alive()
-            print("blsp: the coordinator is silent; the ranks of this host are ended", file=sys.stderr)
-            return 1
+            is_told = self._serve()
         finally:
             for rank in self._ranks.values():
+                rank.kill()
+            for rank in self._ranks.values():
                 rank.collect()
+        # What we print goes where the ranks print, and when nobody reads that it holds us up.
+        if not is_told and select.select([], [sys.stderr], [], 0)[1]:
+            print("blsp: the coordinator is silent; the ranks of this host are ended", file=sys.stderr)
+        return 0 if is_told else 1
+
+    def _serve(self) -> bool:
+        """Whether the coordinator has said that it goes; else it was not heard while there were ranks."""
+        next_s = time.monotonic()
+        while not self._ranks or time.monotonic() < self._until_s:
+            for key, _ in self._poll.select(max(0.0, next_s - time.monotonic())):
+                if key.fileobj is self._woken:
+                    self._woken.recv(1 << 10)
+                elif key.data is not None:
+                    self._listen(key.data)
+                elif not self._take_orders():
+                    return True
+            self._collect()  # whatever woke us: the signal may have come before, or be blocked
+            if time.monotonic() >= next_s:
+                next_s = time.monotonic() + _SIGN_OF_LIFE_S
+                self._say_alive()
+        return False
 
     def _take_orders(self) -> bool:
         piece = os.read(sys.stdin.fileno(), 1 << 16)
@@ -177,10 +189,11 @@ class Agent:
         for line in lines:
             order = json.loads(line)
             getattr(self, f"_do_{order['do']}")(order)
+            self._until_s = time.monotonic() + self._within_s
         return piece != b""
 
     def _do_ping(self, order: dict[str, Any]) -> None:
-        self._until_s = float("inf") if order["within_s"] is None else time.monotonic() + order["within_s"]
+        self._within_s = float("inf") if order["within_s"] is None else order["within_s"]
 
     def _do_port(self, order: dict[str, Any]) -> None:
         if self._port is not None:

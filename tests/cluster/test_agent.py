@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.cluster.test_supervise import gone, in_time
 
 
 class Talk:
@@ -92,3 +95,44 @@ def test_an_end_is_told_at_once_and_ends_what_the_rank_has_started(talk: Callabl
     agent.order("signal", number=signal.SIGTERM)
     assert agent.hear("ended")["code"] == -signal.SIGTERM
     assert (agent.descriptors, agent.ranks) == (before, [])
+
+
+def test_a_line_that_came_in_half_costs_that_line_alone(talk: Callable[..., Talk]) -> None:
+    agent = talk()
+    told = (
+        "import os\n"
+        "def tell(text): os.write(int(os.environ['BLSP_BEAT_FD']), text.encode())\n"
+        """tell('{"failure": {"message": "xx{"beat": {"phase": "data", "step": 1}}\\nyy"}}\\n\\n')\n"""
+        """tell('{"beat": {"phase": "update", "step": 2}}\\n')"""
+    )
+    agent.start(sys.executable, "-c", told)
+    ended = agent.hear("ended")
+    assert (ended["code"], ended["beat"]) == (0, {"phase": "update", "step": 2})
+
+
+def test_an_agent_cut_off_ends_its_ranks_though_nobody_reads_what_it_prints(talk: Callable[..., Talk]) -> None:
+    reader, writer = os.pipe()
+    agent = talk(writer)
+    os.set_blocking(writer, False)
+    with pytest.raises(BlockingIOError):
+        while os.write(writer, b"x" * 4096):
+            pass
+    os.set_blocking(writer, True)
+    agent.order("ping", within_s=0.4)
+    agent.start("sleep", "60")
+    assert in_time(lambda: agent.ranks != [], 5)
+    (rank,) = agent.ranks
+    assert in_time(lambda: gone(rank), 5)
+    assert agent.process.wait(5) == 1
+    os.close(reader)
+    os.close(writer)
+
+
+def test_orders_that_stay_out_matter_only_to_ranks_that_are_there(talk: Callable[..., Talk]) -> None:
+    agent = talk()
+    agent.order("ping", within_s=0.2)
+    time.sleep(1.3)  # it looks once a second at least
+    agent.start("sleep", "60")  # as if there had been no silence
+    agent.order("end")
+    assert agent.hear("ended")["code"] == -signal.SIGKILL
+    assert agent.process.poll() is None

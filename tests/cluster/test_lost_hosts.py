@@ -84,6 +84,25 @@ def test_a_host_that_never_answered_is_not_waited_for(tmp_path: Path, capfd: pyt
     assert "going on with 1 of 2 hosts" in capfd.readouterr().err
 
 
+def test_no_host_is_lost_while_a_slow_disk_holds_the_coordinator_up_between_two_attempts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.crew._AGENT_LEASE_S", 2.0)
+    looked: list[int] = []
+
+    def progress() -> int:
+        looked.append(0)
+        if len(looked) > 1:
+            time.sleep(3)
+        return len(looked)
+
+    code = "beat('data', 1)\nif first: time.sleep(0.5); os.kill(os.getpid(), signal.SIGKILL)"
+    job = Job((sys.executable, "-c", PRELUDE + code, str(tmp_path)), Path.cwd(), tmp_path, "", progress)
+    assert supervise(job, [replace(here(f"host-{i}", 1, {}), is_here=False) for i in range(2)], LIMITS) == 0
+    why = json.loads((tmp_path / "failure.json").read_text())
+    assert (why["what"], why["restarts"]) == ("signal", 0), "no failure after the first"
+
+
 def test_a_host_without_the_folder_is_a_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     job = Job((sys.executable, "-c", "pass"), tmp_path / "not-shared", tmp_path, "", lambda: None)
     assert supervise(job, [here("host-0", 2, {})], LIMITS) == 2
