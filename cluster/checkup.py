@@ -19,16 +19,22 @@ from cluster.interface import address_towards, interface_of
 # What all ranks of a run must have in the same version.
 PACKAGES = ("torch", "deepspeed", "transformers", "peft", "flash-attn", "safetensors", "numpy", "ray")
 _CONNECT_S = 5.0
+_INFINIBAND = Path("/sys/class/infiniband")
+_NVIDIA_DEVICE = Path("/dev/nvidiactl")
+_SMI_S = 15.0
 _QUERY = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
 
 
 def facts(folder: Path) -> dict[str, Any]:
     """Versions, GPUs, room and limits of this host; `folder` is where the run will be written."""
+    gpus, gpu_error = _gpus()
     return {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "code": code_hash(),
-        "gpus": _gpus(),
+        "gpus": gpus,
+        "gpu_error": gpu_error,
+        "infiniband": _INFINIBAND.is_dir() and any(_INFINIBAND.iterdir()),
         "free_bytes": shutil.disk_usage(_existing(folder)).free,
         "shm_bytes": shutil.disk_usage("/dev/shm").free,
         "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
@@ -52,15 +58,27 @@ def code_hash() -> str:
     return digest.hexdigest()
 
 
-def _gpus() -> list[dict[str, Any]]:
+def _gpus() -> tuple[list[dict[str, Any]], str]:
+    """The GPUs, and what is wrong with them or the driver; a host that has neither is no error."""
     try:
-        said = subprocess.run(_QUERY, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    if said.returncode != 0:
-        return []
-    found = [[word.strip() for word in line.split(",")] for line in said.stdout.splitlines()]
-    return [{"name": name, "memory_mib": int(mib), "driver": driver} for name, mib, driver in found]
+        said = subprocess.run(_QUERY, capture_output=True, text=True, errors="replace", timeout=_SMI_S)
+    except FileNotFoundError:
+        there = _NVIDIA_DEVICE.exists()
+        return [], f"{_NVIDIA_DEVICE} is there, but no nvidia-smi is in PATH" if there else ""
+    except OSError as error:
+        return [], f"nvidia-smi: {error.strerror}"
+    except subprocess.TimeoutExpired:
+        return [], f"nvidia-smi gives no answer in {_SMI_S:.0f} s"
+    lines = said.stdout.splitlines()
+    found = [[word.strip() for word in line.rsplit(",", 2)] for line in lines if line.strip()]
+    if said.returncode != 0 or any(len(words) != 3 for words in found):
+        words = " ".join(f"{said.stdout} {said.stderr}".split())
+        return [], f"nvidia-smi: {words or f'ended with exit code {said.returncode}'}"
+    # A GPU that shares the host's memory has [N/A] of its own.
+    return [
+        {"name": name, "memory_mib": int(mib) if mib.isdecimal() else None, "driver": driver}
+        for name, mib, driver in found
+    ], ""
 
 
 def _existing(folder: Path) -> Path:
@@ -79,9 +97,7 @@ def leave_token(folder: Path, name: str) -> str:
 
 def tokens(folder: Path) -> list[str]:
     """The tokens that this host sees."""
-    if not folder.is_dir():
-        return []
-    return sorted(path.name for path in folder.iterdir() if path.name.startswith("token-"))
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
 
 def way_to(host: str) -> dict[str, Any]:

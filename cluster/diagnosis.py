@@ -49,18 +49,21 @@ def _python(facts: Facts) -> Finding:
 def _packages(facts: Facts) -> Finding:
     names = next(iter(facts.values()))["packages"]
     missing: list[str] = []
-    others: dict[str, str] = {}
+    usual: dict[str, str] = {}
+    others: dict[str, list[str]] = {}
     for package in names:
-        versions = {host: said["packages"][package] for host, said in facts.items()}
-        if set(versions.values()) == {None} and package not in ("flash-attn",):
+        versions = {host: said["packages"][package] or "missing" for host, said in facts.items()}
+        if set(versions.values()) == {"missing"} and package not in ("flash-attn",):
             missing.append(package)
-        others |= {host: f"{package} {version or 'missing'}" for host, version in _odd(versions).items()}
+        for host, version in _odd(versions).items():
+            others.setdefault(host, []).append(f"{package} {version}")
+            usual[package] = next(other for name, other in versions.items() if name not in _odd(versions))
     if missing:
         return Finding("packages", False, f"not installed: {', '.join(missing)}", "pip install -c constraints.txt -e .")
     if others:
-        here = {package: said["packages"][package] for said in list(facts.values())[:1] for package in names}
         remedy = f"on {_names(others)}: pip install -c constraints.txt -e ."
-        return Finding("packages", False, f"{_listed(others)}; elsewhere {_versions(here)}", remedy)
+        found = _listed({host: ", ".join(packages) for host, packages in others.items()})
+        return Finding("packages", False, f"{found}; elsewhere {_versions(usual)}", remedy)
     return Finding("packages", True, _versions(names))
 
 
@@ -76,8 +79,10 @@ def _code(facts: Facts) -> Finding:
 
 
 def _gpus(facts: Facts, slots: Mapping[str, int]) -> Finding:
-    kinds = {host: Counter(f"{gpu['name']}, {gpu['memory_mib'] / 1024:.0f} GiB" for gpu in said["gpus"])
-             for host, said in facts.items()}  # fmt: skip
+    if dead := {host: said["gpu_error"] for host, said in facts.items() if said["gpu_error"]}:
+        remedy = f"`nvidia-smi` must answer on {_names(dead)}: after an update of the driver restart the machine"
+        return Finding("GPUs", False, _listed(dead), remedy)
+    kinds = {host: Counter(map(_kind, said["gpus"])) for host, said in facts.items()}
     if not any(kinds.values()):
         return Finding("GPUs", True, "none on any host: training runs on CPUs")
     found = {host: " + ".join(f"{n} x {kind}" for kind, n in kind.items()) or "none" for host, kind in kinds.items()}
@@ -90,6 +95,11 @@ def _gpus(facts: Facts, slots: Mapping[str, int]) -> Finding:
     if odd := _odd(drivers):
         return Finding("GPUs", False, f"drivers: {_listed(drivers)}", f"install the same driver on {_names(odd)}")
     return Finding("GPUs", True, f"{said}; driver {next(iter(drivers.values()))}")
+
+
+def _kind(gpu: Mapping[str, Any]) -> str:
+    name: str = gpu["name"]
+    return name if gpu["memory_mib"] is None else f"{name}, {gpu['memory_mib'] / 1024:.0f} GiB"
 
 
 def _disk(facts: Facts) -> Finding:
@@ -112,8 +122,8 @@ def _limits(facts: Facts) -> Finding:
     if low:
         remedy = f"ulimit -n {_MIN_OPEN_FILES} in the shell profile, or /etc/security/limits.conf, of {_names(low)}"
         return Finding("ulimit", False, _listed({host: f"{n} open files" for host, n in low.items()}), remedy)
-    # InfiniBand registers memory with the card; without GPUs nothing does.
-    locked = {host: said["locked_bytes"] for host, said in facts.items() if said["gpus"]}
+    # InfiniBand registers memory with the card; TCP does not, and without GPUs nothing does.
+    locked = {host: said["locked_bytes"] for host, said in facts.items() if said["gpus"] and said["infiniband"]}
     low = {host: n for host, n in locked.items() if 0 <= n < 2**30}
     if low:
         remedy = f"ulimit -l unlimited on {_names(low)}: NCCL over InfiniBand needs it"
@@ -121,10 +131,13 @@ def _limits(facts: Facts) -> Finding:
     return Finding("ulimit", True, f"{min(files.values()) if min(files.values()) >= 0 else 'any number of'} open files")
 
 
-def clocks(skew_s: Mapping[str, float]) -> Finding:
-    """How far each host's clock is from this one's."""
-    off = {host: seconds for host, seconds in skew_s.items() if abs(seconds) > _MAX_SKEW_S}
-    worst = max(skew_s.values(), key=abs)
+def clocks(skew_s: Mapping[str, float | None]) -> Finding:
+    """How far each host's clock is from this one's; None of a host that did not tell."""
+    if silent := [host for host, seconds in skew_s.items() if seconds is None]:
+        return Finding("clocks", False, f"{_names(silent)}: no answer any more", f"look why {_names(silent)} is gone")
+    known = {host: seconds for host, seconds in skew_s.items() if seconds is not None}
+    off = {host: seconds for host, seconds in known.items() if abs(seconds) > _MAX_SKEW_S}
+    worst = max(known.values(), key=abs)
     found = _listed({host: f"{s:+.1f} s" for host, s in off.items()}) if off else f"within {abs(worst):.2f} s"
     return Finding("clocks", not off, found, f"start a time service (chrony, systemd-timesyncd) on {_names(off)}")
 
@@ -147,6 +160,18 @@ def the_same(check: str, said: Mapping[str, Mapping[str, Any]], remedy: str) -> 
     odd = _odd(versions)
     found = _listed(versions) if odd else next(iter(versions.values()))
     return Finding(check, not odd, found, f"{remedy}: another one lies on {_names(odd)}")
+
+
+def collective(told: Mapping[str, Any], facts: Facts, slots: Mapping[str, int]) -> Finding:
+    """What `blsp.collective` measured, over the ranks of all hosts in the order of `slots`."""
+    hosts = [host for host, ranks in slots.items() for _ in range(ranks)]
+    interfaces: dict[str, str] = dict(zip(hosts, told["interfaces"], strict=True))
+    speed = f", {told['bytes_per_s'] / 1e9:.2f} GB/s per rank" if told["ranks"] > 1 else ""
+    through = ", ".join(f"{host} {interface or 'chosen by itself'}" for host, interface in interfaces.items())
+    found = f"{told['ranks']} ranks, {told['backend']}{speed}; {through}"
+    unused = [host for host, said in facts.items() if said["gpus"]] if told["backend"] != "nccl" else []
+    remedy = f"PyTorch sees no GPU on {_names(unused)}: CUDA_VISIBLE_DEVICES, the driver's age, or a PyTorch for CPUs"
+    return Finding("collective", not unused, found, remedy)
 
 
 def _listed(values: Mapping[str, Any]) -> str:

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from cluster.diagnosis import clocks, findings, shared, the_same
+from cluster.diagnosis import clocks, collective, findings, shared, the_same
 
 GPU = {"name": "NVIDIA A100-SXM4-80GB", "memory_mib": 81920, "driver": "580.95"}
 WHOLE = {
     "python": "3.11.7", "packages": {"torch": "2.13.0", "flash-attn": None}, "code": "0123456789ab", "gpus": [GPU] * 8,
-    "free_bytes": 10**12, "shm_bytes": 10**11, "open_files": 65536, "locked_bytes": -1,
+    "free_bytes": 10**12, "shm_bytes": 10**11, "open_files": 65536, "locked_bytes": -1, "gpu_error": "",
+    "infiniband": True,
 }  # fmt: skip
 
 
@@ -36,6 +37,7 @@ def test_hosts_that_are_alike_pass() -> None:
         ({"code": "ffffffffffff"}, "blsp-emo"),
         ({"gpus": [GPU] * 7}, "GPUs"),
         ({"gpus": []}, "GPUs"),
+        ({"gpus": [], "gpu_error": "nvidia-smi: Driver/library version mismatch"}, "GPUs"),
         ({"gpus": [GPU | {"driver": "570.1"}] * 8}, "GPUs"),
         ({"free_bytes": 10**9}, "free disk"),
         ({"shm_bytes": 64 * 2**20}, "shared memory"),
@@ -67,10 +69,46 @@ def test_hosts_without_gpus_may_lock_little_memory() -> None:
     assert all(row.ok for row in findings(facts, {"a": 8}))
 
 
+def test_hosts_without_infiniband_may_lock_little_memory() -> None:
+    assert failed(infiniband=False, locked_bytes=65536) == {}
+    assert list(failed(infiniband=True, locked_bytes=65536)) == ["ulimit"]
+
+
+def test_a_driver_that_is_broken_everywhere_is_no_host_without_gpus() -> None:
+    facts = {"a": WHOLE | {"gpus": [], "gpu_error": "nvidia-smi: Driver/library version mismatch"}}
+    (row,) = [row for row in findings(facts, {"a": 8}) if not row.ok]
+    assert row.check == "GPUs" and row.found == "a: nvidia-smi: Driver/library version mismatch"
+
+
+def test_a_gpu_without_memory_of_its_own_is_one() -> None:
+    facts = {"a": WHOLE | {"gpus": [GPU | {"name": "GB10", "memory_mib": None}]}}
+    assert [row.found for row in findings(facts, {"a": 1}) if row.check == "GPUs"] == ["1 x GB10; driver 580.95"]
+
+
+def test_every_odd_package_of_a_host_is_listed_beside_what_most_have() -> None:
+    odd = {"torch": "2.12.1", "flash-attn": None, "peft": None}
+    usual = {"torch": "2.13.0", "flash-attn": None, "peft": "0.18.0"}
+    facts = {host: WHOLE | {"packages": usual} for host in ("node1", "node2", "node3")}
+    facts["node1"] = WHOLE | {"packages": odd}
+    (row,) = [row for row in findings(facts, {}) if not row.ok]
+    assert row.found == "node1: torch 2.12.1, peft missing; elsewhere torch 2.13.0, peft 0.18.0"
+
+
+def test_a_sum_over_gloo_fails_where_there_are_gpus() -> None:
+    told = {"ranks": 3, "backend": "gloo", "bytes_per_s": 5e8, "interfaces": ["eth0", "eth0", ""]}
+    facts = {"a": WHOLE | {"gpus": []}, "b": WHOLE | {"gpus": []}}
+    row = collective(told, facts, {"a": 2, "b": 1})
+    assert row.ok and row.found == "3 ranks, gloo, 0.50 GB/s per rank; a eth0, b chosen by itself"
+    row = collective(told, facts | {"b": WHOLE}, {"a": 2, "b": 1})
+    assert not row.ok and "no GPU on b:" in row.remedy
+    assert collective(told | {"backend": "nccl"}, facts | {"b": WHOLE}, {"a": 2, "b": 1}).ok
+
+
 def test_clocks_that_differ_by_seconds_fail() -> None:
     assert clocks({"a": 0.001, "b": -0.5}).ok
     row = clocks({"a": 0.001, "b": -90.0})
     assert not row.ok and row.found == "b: -90.0 s"
+    assert not clocks({"a": None}).ok
 
 
 def test_a_folder_is_shared_when_everybody_sees_what_everybody_wrote() -> None:
