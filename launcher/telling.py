@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
-import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,17 +12,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cluster.exit_codes import ExitCode
 from cluster.failure import RankState, first_cause, write_failure
 from cluster.heartbeat import is_watched, last_beat, tell_failure
 from launcher.errors import code_of, sentence_of
 
 _TRACEBACK_CHARS = 10_000
-# How gloo and NCCL say that another rank has gone.
+_OURS = ("blsp", "cluster", "launcher", "shards")
+# How gloo, NCCL and torch's store say that another rank has gone.
 _LOST_CONTACT = (
     "Connection closed by peer", "Connection reset by peer", "Timed out waiting", "remote process exited",
-    "Broken pipe",
+    "Broken pipe", "Connection was likely closed", "Connection refused", "Socket closed", "communicator was aborted",
 )  # fmt: skip
-_began_s = time.time()
 
 
 def has_lost_contact(error: BaseException) -> bool:
@@ -39,28 +40,52 @@ def telling(debug: bool) -> Iterator[None]:
         if not is_watched():
             raise
         code, told = _told(error)
+        if _may_pass(error):
+            code, told["sentence"] = ExitCode.REFUSED, None
         if debug:
             told["sentence"] = None
-        tell_failure(error, consequence=has_lost_contact(error), code=int(code), **told)
+        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE  # by somebody else
+        tell_failure(error, consequence=taken or has_lost_contact(error), code=int(code), **told)
         raise SystemExit(code) from None
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether a ValueError is a library's, which says little of the input: of a class that is not ours, or raised in
+    code that is not ours in a step. Another try may go well, and the coordinator counts them."""
+    if type(error) is not ValueError:
+        return isinstance(error, ValueError) and not _is_ours(type(error).__module__)
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return last_beat()["step"] > 0 and not _is_ours(frames[-1].f_globals.get("__name__", ""))
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] in _OURS
 
 
 @contextmanager
 def recording(run: Path) -> Iterator[None]:
     """Without an agent the first rank that fails writes failure.json, with what it knows."""
+    before = _written(run)
     try:
         yield
     except Exception as error:
         if not is_watched() and not has_lost_contact(error):
             with suppress(OSError):
-                _record(run, error)
+                if _written(run) == before:  # else another rank was first
+                    _record(run, error)
         raise
 
 
+def _written(run: Path) -> tuple[int, int] | None:
+    """Tells one failure.json from another; by no clock, as a file server has its own."""
+    try:
+        known = (run / "failure.json").stat()
+    except OSError:
+        return None
+    return known.st_ino, known.st_mtime_ns
+
+
 def _record(run: Path, error: Exception) -> None:
-    path = run / "failure.json"
-    if path.exists() and path.stat().st_mtime >= _began_s:
-        return  # another rank was first
     code, told = _told(error)
     failure = {"exception": type(error).__name__, "message": str(error), "consequence": False, "code": code, **told}
     rank = RankState(int(os.environ.get("RANK", "0")), socket.gethostname(), last_beat(), failure=failure, ill_s=0.0)
