@@ -16,8 +16,9 @@ class SupervisionSection(Section):
         600,
         description="a run hangs when the slowest rank is in one part of a step (data, forward, ...) for so long",
     )
-    start_timeout_s: PositiveFloat = Field(
-        1800, description="the same before the first step: starting, meeting the others, one part of loading"
+    start_timeout_s: PositiveFloat = Field(1800, description="the same before the first step, in one part of loading")
+    meeting_timeout_s: PositiveFloat = Field(
+        600, description="the same before that: starting, and meeting the others; at most start_timeout_s"
     )
     aside_timeout_s: PositiveFloat = Field(
         3600, description="the same in a save, an export, or one micro-batch of a validation"

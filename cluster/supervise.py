@@ -11,6 +11,7 @@ may help. A signal to the coordinator goes to all ranks, which save and end; a s
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import time
@@ -58,11 +59,12 @@ class Limits:
     aside_timeout_s: float
     restarts: int
     host_timeout_s: float
+    meeting_timeout_s: float = math.inf  # before loading; at most start_timeout_s
 
     def of(self, phase: str) -> float:
         """The limit of one phase."""
         if phase in _STARTING:
-            return self.start_timeout_s
+            return self.start_timeout_s if phase == "loading" else min(self.meeting_timeout_s, self.start_timeout_s)
         return self.aside_timeout_s if phase in _ASIDE else self.hang_timeout_s
 
 
