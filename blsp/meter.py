@@ -23,7 +23,6 @@ from shards.audio import SAMPLE_RATE
 from shards.batches.collate import FILLER_ID, Batch
 
 _GB = 1e9
-_JUDGED_STEPS = 5  # in fewer any rank may have been slow by chance
 
 
 class Meter:
@@ -119,7 +118,7 @@ class Meter:
         if len(own_s) < 2:
             return {}
         slow = slowest(own_s)
-        clear = len(self._steps_s) >= _JUDGED_STEPS and slow.clearly(step_s)
+        clear = self._watch.is_enough and slow.clearly(step_s)
         blamed = f"{slow.rank} {slow.part}" if clear else ""
         if blamed and blamed != self._blamed:
             hosts = [""] * len(own_s)

@@ -21,6 +21,7 @@ from deepspeed import comm
 PARTS = ("data", "forward", "backward", "update")
 
 _MOST_STEPS = 50  # a GPU's events are no use for longer
+_JUDGED_STEPS = 5  # in fewer any rank may have been slow by chance
 _CLEARLY_SHARE, _CLEARLY_S = 0.1, 0.005  # of a step's median, and at least so long
 # DeepSpeed's collectives, as its backends call them.
 _COLLECTIVES = (
@@ -62,6 +63,8 @@ class Stopwatch:
         self._part: str | None = None
         self._steps: deque[list[tuple[str, _Mark, _Mark, int]]]  # part, from, to, and +1 or -1 for waiting
         self._steps = deque([[]], maxlen=_MOST_STEPS)
+        self._num_new = 0  # steps since they were last told of
+        self.is_enough = False  # whether they were enough to judge by
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -76,13 +79,17 @@ class Stopwatch:
     def next_step(self) -> None:
         """The parts to come are of another step."""
         self._steps.append([])
+        self._num_new += 1
 
     def medians(self) -> list[float]:
-        """Own seconds of a step in the order of `PARTS`: the median of the steps since the last call, of 50 at most."""
+        """Own seconds of a step in the order of `PARTS`: the median of the steps since the last call, of 50 at most;
+        with fewer than 5, of the last 5."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        steps = [self._seconds(step) for step in self._steps if step]
-        self._steps = deque([[]], maxlen=_MOST_STEPS)
+        told = [step for step in self._steps if step][-max(self._num_new, _JUDGED_STEPS) :]
+        self._steps, self._num_new = deque([*told[1 - _JUDGED_STEPS :], []], maxlen=_MOST_STEPS), 0
+        self.is_enough = len(told) >= _JUDGED_STEPS
+        steps = [self._seconds(step) for step in told]
         return [statistics.median(step[i] for step in steps) if steps else 0.0 for i in range(len(PARTS))]
 
     @contextmanager

@@ -28,15 +28,21 @@ def test_a_word_is_said_from_a_tenth_of_a_step_and_5_ms_on(lead_s: float, step_s
 
 
 def test_own_seconds_are_the_median_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter([0.0, 1.0, 10.0, 12.0, 20.0, 29.0])
+    now = iter([0.0, 1.0, 10.0, 12.0, 20.0, 29.0, 40.0, 45.0, 50.0, 56.0, 60.0, 67.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(now))
     watch = Stopwatch(torch.device("cpu"))
-    for _ in range(3):
-        with watch.part("forward"):
-            pass
-        watch.next_step()
-    assert watch.medians() == [0, 2, 0, 0]
+
+    def medians_after(steps: int) -> tuple[list[float], bool]:
+        for _ in range(steps):
+            with watch.part("forward"):
+                pass
+            watch.next_step()
+        return watch.medians(), watch.is_enough
+
     assert watch.medians() == [0] * len(PARTS)
+    assert medians_after(3) == ([0, 2, 0, 0], False)
+    assert medians_after(2) == ([0, 5, 0, 0], True), "the steps of the line before count where a line has few"
+    assert medians_after(1) == ([0, 6, 0, 0], True)
 
 
 @pytest.fixture(scope="module")
