@@ -82,7 +82,13 @@ def serve(address: str, port: int, world: int, *, one_host: bool) -> TCPStore:
     if listener is not None and not one_host and ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
         listener.close()
         listener = None
-    listener = listener or socket.create_server(("", port), backlog=max(world, 128))
+    if listener is None:
+        listener = socket.create_server(("", port), backlog=max(world, 128))
+        print(
+            f"{address} is no address by which other hosts reach this one, so the ranks meet at port {port} of all of "
+            "its interfaces",
+            flush=True,
+        )
     return TCPStore(address, port, world, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
 
 

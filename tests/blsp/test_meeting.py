@@ -27,7 +27,7 @@ from tests.listening import reachable
     ],
 )  # fmt: skip
 def test_the_store_listens_on_the_address_that_is_given(
-    monkeypatch: pytest.MonkeyPatch, address: str, one_host: bool, everywhere: bool
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], address: str, one_host: bool, everywhere: bool
 ) -> None:
     heard: list[str] = []
     listen = socket.create_server
@@ -42,6 +42,7 @@ def test_the_store_listens_on_the_address_that_is_given(
         monkeypatch.setattr("blsp.meeting.TCPStore", lambda *place, **options: os.close(options["master_listen_fd"]))
     store = serve(address, free_port(), 2, one_host=one_host)
     assert heard[-1] == ("0.0.0.0" if everywhere else "127.0.0.1")
+    assert ("of all of its interfaces" in capsys.readouterr().out) == everywhere
     del store
 
 
