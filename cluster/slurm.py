@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.exit_codes import ExitCode
+
 # SLURM looks at the clocks of its jobs twice a minute, and may tell one that much before it was asked to.
 EARLY_S = 60
 
@@ -31,6 +33,7 @@ class Job:
     warning_s: int  # it is told to stop so long before the walltime
     options: Mapping[str, str | None]
     modules: Sequence[str] = ()
+    checkpoints: Path | None = None  # a folder; the last name in it says how far the job is. None: nothing says
 
 
 _SCRIPT = """\
@@ -55,9 +58,19 @@ if [ "$told" ]; then wait "$child"; code=$?; fi
 
 # Stopped, not finished: once more, unless somebody has cancelled the job.
 if [[ $code =~ ^({goes_on})$ && $(squeue -h -o %T -j "$SLURM_JOB_ID") =~ ^(RUNNING|SIGNALING)$ ]]; then
-  scontrol requeue "$SLURM_JOB_ID"
+{counted}  scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"
+"""
+
+
+_COUNTED = """\
+  # But not for ever: when 3 restarts in a row have brought no newer checkpoint, another would not.
+  echo "newest: $(ls -v {checkpoints} 2> /dev/null | tail -n 1)" >> {tries}
+  if tail -n 4 {tries} | uniq -c | grep -q "^ *4 "; then
+    echo "3 restarts in a row brought no newer checkpoint; is the walltime too short?" >&2
+    exit {given_up}
+  fi
 """
 
 
@@ -80,6 +93,16 @@ def batch_script(job: Job) -> str:
         modules="".join(f"module load {shlex.quote(_one_line(name))} || exit\n" for name in job.modules),
         command=shlex.join([_one_line(word) for word in job.command]),
         goes_on="|".join(map(str, job.goes_on)),
+        counted="" if job.checkpoints is None else _counted(job.checkpoints),
+    )
+
+
+def _counted(checkpoints: Path) -> str:
+    folder = shlex.quote(_one_line(str(checkpoints.parent / "slurm")))
+    return _COUNTED.format(
+        checkpoints=shlex.quote(_one_line(str(checkpoints))),
+        tries=f'{folder}/"$SLURM_JOB_ID".tries',
+        given_up=int(ExitCode.GIVEN_UP),
     )
 
 

@@ -74,6 +74,7 @@ def _job(recipe: TrainRecipe | ShardRecipe, name: str, overrides: Sequence[str],
         warning_s=section.warning_s,
         options=options,
         modules=section.modules,
+        checkpoints=(output / "checkpoints").absolute() if isinstance(recipe, TrainRecipe) else None,
     )
 
 

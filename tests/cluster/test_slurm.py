@@ -84,7 +84,9 @@ def test_the_path_of_a_log_is_no_pattern() -> None:
         slurm.literal(Path("/runs/a\\b"))
 
 
-def told(tmp_path: Path, number: signal.Signals, state: str, code: int) -> tuple[int, list[str]]:
+def told(
+    tmp_path: Path, number: signal.Signals, state: str, code: int, checkpoints: Path | None = None
+) -> tuple[int, list[str]]:
     """Exit code of a batch script whose job is in `state` when a signal comes and the command ends with `code`; and
     what was asked of scontrol."""
     asked = tmp_path / "asked"
@@ -97,7 +99,7 @@ def told(tmp_path: Path, number: signal.Signals, state: str, code: int) -> tuple
         "print('up', flush=True)\n"
         "time.sleep(60)"
     )
-    script = batch_script(replace(JOB, command=[sys.executable, "-Sc", f"exec({ends!r})"]))
+    script = batch_script(replace(JOB, command=[sys.executable, "-Sc", f"exec({ends!r})"], checkpoints=checkpoints))
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "4711"}
     with subprocess.Popen(["bash", "-c", script], env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -120,6 +122,21 @@ def test_a_job_that_was_told_to_stop_and_has_saved_queues_again(
 @pytest.mark.parametrize(("state", "code"), [("COMPLETING", 75), ("RUNNING", 7), ("RUNNING", 0)])
 def test_a_job_that_was_cancelled_or_failed_or_is_done_does_not(tmp_path: Path, state: str, code: int) -> None:
     assert told(tmp_path, signal.SIGTERM, state, code) == (code, [])
+
+
+@pytest.mark.slow
+def test_a_job_that_gets_nowhere_in_three_restarts_queues_no_more(tmp_path: Path) -> None:
+    (tmp_path / "a run" / "slurm").mkdir(parents=True)
+    checkpoints = tmp_path / "a run" / "checkpoints"
+
+    def codes(times: int) -> list[int]:
+        return [told(tmp_path, signal.SIGTERM, "RUNNING", 75, checkpoints)[0] for _ in range(times)]
+
+    assert codes(3) == [75] * 3
+    (checkpoints / "step-000002").mkdir(parents=True)
+    assert codes(4) == [75] * 3 + [4]
+    (checkpoints / "step-000010").mkdir()
+    assert codes(1) == [75], "somebody has mended it"
 
 
 @pytest.mark.parametrize("answer", ["4711\n", "4711;north\n", "Welcome to cluster 9!\n4711\n"])
