@@ -24,6 +24,7 @@ _OBJECT_STORE_BYTES = 256 * 2**20  # texts and commit records pass through it, n
 _MAX_ROOT_LENGTH = 25  # characters; the kernel takes 107 in a socket's path, and Ray and we add 80
 _CONNECT_TIMEOUT_S = 10.0
 _SESSION = "ray-"
+_LOCK = "lock"  # held as long as the process lives
 _YOUNG_S = 60.0  # its process may not have locked it yet
 _LOOPBACK = "127.0.0.2"  # Ray replaces 127.0.0.1 by the address of a network card; this one it leaves alone
 
@@ -78,6 +79,14 @@ def ray_is_dead() -> bool:
     return bool(_dead_processes())
 
 
+def ray_started_here() -> bool:
+    """Whether this process has started the Ray it is in, rather than joined one."""
+    import ray
+
+    node = ray._private.worker._global_node
+    return node is not None and node.head
+
+
 def _dead_processes() -> list[str]:
     import ray
 
@@ -98,19 +107,30 @@ def _ray_is_silent() -> Iterator[None]:
 
 
 @contextmanager
-def _local(num_cpus: int) -> Iterator[None]:
-    import ray
-
+def session_folder() -> Iterator[Path]:
+    """A folder of the block that only we can enter, on a path short enough for Ray's sockets in its subfolder `s`,
+    which Ray opens to everybody. Those that killed processes left are removed first."""
     root = Path(tempfile.gettempdir())
     root = root if len(str(root)) <= _MAX_ROOT_LENGTH else Path("/tmp")
     _remove_dead_sessions(root)
     folder = Path(tempfile.mkdtemp(prefix=_SESSION, dir=root))
-    token_file = folder / "token"
-    token_file.touch(mode=0o600)
-    token_file.write_text(_token())
-    held = os.open(token_file, os.O_RDONLY)
+    held = os.open(folder / _LOCK, os.O_RDONLY | os.O_CREAT, 0o600)
     try:
         fcntl.flock(held, fcntl.LOCK_EX)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(held)
+
+
+@contextmanager
+def _local(num_cpus: int) -> Iterator[None]:
+    import ray
+
+    with session_folder() as folder:
+        token_file = folder / "token"
+        token_file.touch(mode=0o600)
+        token_file.write_text(_token())
         with _environment({"RAY_AUTH_TOKEN_PATH": str(token_file), "RAY_AUTH_TOKEN": None}), _ray_is_silent():
             ray.init(
                 num_cpus=num_cpus,
@@ -119,27 +139,24 @@ def _local(num_cpus: int) -> Iterator[None]:
                 configure_logging=False,
                 object_store_memory=_OBJECT_STORE_BYTES,
                 _node_ip_address=_LOOPBACK,
-                _temp_dir=str(folder / "s"),  # Ray opens this one to everybody; the folder above stays shut
+                _temp_dir=str(folder / "s"),
             )
             try:
                 yield
             finally:
                 ray.shutdown()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(held)
 
 
 def _remove_dead_sessions(root: Path) -> None:
-    """Delete our folders whose process was killed: the kernel has let go of the token's lock."""
-    for token_file in root.glob(f"{_SESSION}*/token"):
+    """Delete our folders whose process was killed: the kernel has let go of the lock."""
+    for lock in root.glob(f"{_SESSION}*/{_LOCK}"):
         with contextlib.suppress(OSError):  # it lives, is somebody else's, or is gone already
-            found = token_file.stat()
+            found = lock.stat()
             if found.st_uid != os.getuid() or time.time() - found.st_mtime < _YOUNG_S:
                 continue
-            with token_file.open("rb") as file:
+            with lock.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(token_file.parent, ignore_errors=True)
+                shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 @contextmanager

@@ -6,10 +6,11 @@ actor reads what it works on.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
-from cluster.ray_session import check_ray, ray_is_dead, ray_session
+from cluster.ray_session import check_ray, ray_is_dead, ray_session, ray_started_here
 from shards.decoder import Decoder
 from shards.pipeline.job import ShardJob
 from shards.pipeline.tasks import Answers, Commit, NoSpaceError, Task, answer, write_task
@@ -78,14 +79,27 @@ def _start_actors(
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     num_cpus = int(resources["CPU"])
     gpus = int(resources.get("GPU", 0))
-    if 0 < gpus < job.llm_actors:
-        raise ValueError(f"llm_actors = {job.llm_actors}, but Ray sees {gpus} GPUs; lower llm_actors to {gpus}")
+    # Of hosts that a cluster was brought up on for the job, some may be lost since.
+    hosts_may_go = job.ray_address is None and not ray_started_here()
+    num_llms = _num_llm_actors(job.llm_actors, gpus, hosts_may_go=hosts_may_go)
     num_gpus = 1 if gpus else 0
     restarts = {"max_restarts": -1, "max_task_retries": _TRIES - 1}
     llm = remote(_LlmActor).options(num_cpus=0, num_gpus=num_gpus, **restarts)
     cpu = remote(_CpuActor).options(num_cpus=1, **restarts)
-    llm_actors = [llm.remote(job, load_writer) for _ in range(min(job.llm_actors, num_tasks))]
+    llm_actors = [llm.remote(job, load_writer) for _ in range(min(num_llms, num_tasks))]
     return llm_actors, [cpu.remote(job) for _ in range(min(job.cpu_actors or num_cpus, num_cpus, num_tasks))]
+
+
+def _num_llm_actors(asked: int, gpus: int, *, hosts_may_go: bool) -> int:
+    """Raises ValueError when more are asked for than there are GPUs, unless hosts may have gone since."""
+    if not 0 < gpus < asked:
+        return asked
+    if not hosts_may_go:
+        raise ValueError(f"llm_actors = {asked}, but Ray sees {gpus} GPUs; lower llm_actors to {gpus}")
+    print(
+        f"blsp: llm_actors = {asked}, but the hosts that are there have {gpus} GPUs; that many write", file=sys.stderr
+    )
+    return gpus
 
 
 def _schedule(

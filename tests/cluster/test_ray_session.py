@@ -100,12 +100,12 @@ def test_an_address_where_nobody_answers_is_a_sentence_at_once(
 def test_what_a_killed_process_left_is_removed_and_what_a_living_one_holds_stays(tmp_path: Path) -> None:
     for name in ("ray-dead", "ray-alive", "ray-young"):
         (tmp_path / name / "s").mkdir(parents=True)
-        token = tmp_path / name / "token"
-        token.touch()
+        lock = tmp_path / name / "lock"
+        lock.touch()
         if name != "ray-young":
-            os.utime(token, (0, 0))
-    (tmp_path / "ray-other").mkdir()  # without a token: not ours
-    with (tmp_path / "ray-alive" / "token").open() as held:
+            os.utime(lock, (0, 0))
+    (tmp_path / "ray-other").mkdir()  # without a lock: not ours
+    with (tmp_path / "ray-alive" / "lock").open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         _remove_dead_sessions(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"ray-alive", "ray-young", "ray-other"}
