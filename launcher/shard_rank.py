@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+from types import FrameType
 
 from cluster.exit_codes import ExitCode
+from cluster.heartbeat import beat
 from cluster.ray_node import ray_node, wait_while_there
 from cluster.ray_session import ray_session, wait_for_nodes
-from launcher.errors import exit_code_of, on_ctrl_c
+from cluster.stop import STOP_SIGNALS, Stopped
+from launcher.errors import exit_code_of
 
 _GOES_ON = "the same command goes on from the shards that are finished"
 
@@ -22,17 +26,46 @@ def main() -> int:
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     arguments = parser.parse_intermixed_args()
     address, port, rank = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), int(os.environ["RANK"])
+    signals = _Signals()
 
-    def work() -> int:
+    def host() -> None:
+        signals.listen()
         with ray_node(address, port, is_head=rank == 0) as node:
+            beat("data", step=1)  # from now on the coordinator passes signals on to us
             if rank:
-                return ExitCode.DONE if wait_while_there(address, port, node) else ExitCode.REFUSED
-            with on_ctrl_c(f"stopped; {_GOES_ON}"), ray_session(f"{address}:{port}"):
+                wait_while_there(address, port, node)
+                return
+            with ray_session(f"{address}:{port}"):
+                signals.listen()  # Ray has taken SIGTERM for itself
                 wait_for_nodes(int(os.environ["WORLD_SIZE"]))
                 _shard(arguments.config, arguments.overrides)
+
+    def work() -> int:
+        try:
+            host()
+        except KeyboardInterrupt as stop:
+            code = ExitCode.STOPPED if signals.first != signal.SIGINT else ExitCode.CTRL_C
+            if rank:  # the first host says it
+                return code
+            raise Stopped(str(stop) or f"stopped; {_GOES_ON}", code) from None
         return ExitCode.DONE
 
     return exit_code_of(work, debug=arguments.debug)
+
+
+class _Signals:
+    """The first one ends the job as Ctrl-C does; then Ray is taken down, and at a second one the agent kills us."""
+
+    first: int | None = None
+
+    def listen(self) -> None:
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.first is None:
+            self.first = number
+            raise KeyboardInterrupt
 
 
 def _shard(config: str, overrides: list[str]) -> None:
