@@ -46,9 +46,16 @@ def choose(job: Job, gpu: Gpu, fabric: Fabric, asked: Sequence[Zero]) -> Choice 
     rows = tuple(found for found in made if found is not None)
     if not rows:
         return None
-    worth = [found for found in rows if found.busy >= WASTE]
+    most, working = most_worth(job, gpu), job.working(gpu)
+    worth = [found for found in rows if found.busy >= WASTE * working and found.gpus <= most]
     chosen = worth[-1] if worth else rows[0]
-    return Choice(chosen, _limit(job, chosen, rows), rows)
+    return Choice(chosen, _limit(job, chosen, rows, gpu), rows)
+
+
+def most_worth(job: Job, gpu: Gpu) -> int:
+    """GPUs, or micro-batches, of which no more are worth it: they would start kernels more than they would work."""
+    working = job.working(gpu)
+    return job.micro_batches if working >= WASTE else max(1, int(job.micro_batches * working))
 
 
 def at(zero: Zero, ranks: int) -> Zero:
@@ -56,7 +63,7 @@ def at(zero: Zero, ranks: int) -> Zero:
     return Zero(zero.stage, ranks, zero.partitioned)
 
 
-def _limit(job: Job, chosen: Forecast, rows: Sequence[Forecast]) -> str:
+def _limit(job: Job, chosen: Forecast, rows: Sequence[Forecast], gpu: Gpu) -> str:
     more = next((found for found in rows if found.gpus > chosen.gpus), None)
     if more is None:
         if 2 * chosen.gpus > job.micro_batches:
@@ -65,6 +72,8 @@ def _limit(job: Job, chosen: Forecast, rows: Sequence[Forecast]) -> str:
                 "how many can share a step"
             )
         return "the fabric reaches no further" if chosen.gpus < COUNTS[-1] else "more were not looked at"
+    if more.gpus > most_worth(job, gpu):
+        return "more are waste: they would start kernels for longer than they compute"
     idle = 1 - job.micro_batches / (job.accumulation(more.gpus) * more.gpus)
     waiting = 1 - more.compute_s / more.step_s
     what = f"{waiting:.0%} of a step is waiting for the network"

@@ -1,7 +1,8 @@
 """How much memory a training takes on each GPU, and how long a step is: arithmetic over plain numbers.
 
-Assumed, and printed with every forecast: matrix products reach a share of the peak (cluster/machines.py), what ZeRO-3
-sends travels while a layer is computed, what stages 1 and 2 send does not.
+Assumed, and printed with every forecast: matrix products reach a share of the peak (cluster/machines.py), a micro-batch
+takes no less than starting its kernels does, what is sent travels while a layer is computed where DeepSpeed's
+overlap_comm is on, and else does not.
 """
 
 from __future__ import annotations
@@ -34,10 +35,20 @@ class Job:
     max_live: int  # elements that ZeRO-3 keeps gathered
     prefetched: int  # elements that it gathers ahead, with partitioned frozen weights
     bucket: int  # elements that gradients travel in
+    launch_s: float  # that a micro-batch takes at least: its kernels are started one by one
+    overlapping: frozenset[int]  # stages of ZeRO whose messages travel meanwhile
 
     def accumulation(self, ranks: int) -> int:
         """Micro-batches of a step on each rank."""
         return -(-self.micro_batches // ranks)
+
+    def work_s(self, gpu: Gpu) -> float:
+        """Seconds that a GPU computes a mean micro-batch."""
+        return self.flops / gpu.flops(self.weights.bytes_each)
+
+    def working(self, gpu: Gpu) -> float:
+        """Share of a micro-batch's time that is work; less than 1 where it is over before the next kernel starts."""
+        return min(1.0, self.work_s(gpu) / self.launch_s) if self.launch_s else 1.0
 
 
 @dataclass(frozen=True)
@@ -109,12 +120,11 @@ def forecast(job: Job, zero: Zero, gpu: Gpu, fabric: Fabric) -> Forecast | None:
     if not rate or zero.ranks > job.micro_batches:
         return None
     accumulation = job.accumulation(zero.ranks)
-    micro_batch_s = job.flops / gpu.flops(job.weights.bytes_each)
-    compute_s = accumulation * micro_batch_s
+    compute_s = accumulation * max(job.work_s(gpu), job.launch_s)
     sent = step_traffic(job, zero).on_the_wire(zero.ranks)
     network_s = sent / rate
-    step_s = max(compute_s, network_s) if zero.stage == 3 else compute_s + network_s
-    busy = job.micro_batches * micro_batch_s / zero.ranks / step_s
+    step_s = max(compute_s, network_s) if zero.stage in job.overlapping else compute_s + network_s
+    busy = job.micro_batches * job.work_s(gpu) / zero.ranks / step_s
     return Forecast(zero, memory(job, zero), compute_s, network_s, step_s, sent, busy)
 
 

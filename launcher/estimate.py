@@ -9,7 +9,7 @@ from typing import TypeVar
 from blsp.estimate.families import read_llm
 from blsp.estimate.job import job, wanted
 from blsp.estimate.parts import read_parts
-from blsp.estimate.remedy import refuse_what_does_not_fit
+from blsp.estimate.remedy import fewer_micro_batches, refuse_micro_batches_without_a_clip, refuse_what_does_not_fit
 from blsp.estimate.workload import CLIP_S, WORD_TOKENS_PER_S, read_workload
 from blsp.estimate.writing import refuse_what_does_not_fit as refuse_what_cannot_write
 from blsp.estimate.writing import writing
@@ -36,6 +36,7 @@ def run(recipe: TrainRecipe | ShardRecipe, gpus: int | None, gpu_name: str, fabr
         refuse_what_cannot_write(made, writer.batch_size, writer.llm, gpu)
         Report(gpu, fabric).writing(made, writer.batch_size, writer.max_new_tokens, None, CLIP_S)
         return
+    refuse_micro_batches_without_a_clip(recipe.data)
     parts = read_parts(recipe)
     workload = read_workload(recipe, parts)
     needed = job(recipe, parts, workload)
@@ -63,6 +64,7 @@ def run(recipe: TrainRecipe | ShardRecipe, gpus: int | None, gpu_name: str, fabr
     spoken = writing(parts.llm, gpu, workload.clips.transcript, _BATCH_SIZE, _NEW_TOKENS)
     report.writing(spoken, _BATCH_SIZE, _NEW_TOKENS, workload.clips.number, workload.clips.seconds)
     report.recommend(chosen, limit, asked)
+    report.larger(needed, fewer_micro_batches(recipe, workload, average, chosen.zero, gpu))
     report.assumptions(needed)
 
 

@@ -135,14 +135,27 @@ class Report:
             f"network; the GPUs work {chosen.busy:.0%} of the time{'; ' + limit if limit else ''}."
         )
 
+    def larger(self, job: Job, number: int | None) -> None:
+        """Advice to have fewer, larger micro-batches, if there is any."""
+        if number is not None:
+            self._say(
+                f"\nA micro-batch takes {job.launch_s:.2f} s to start its kernels and {job.work_s(self._gpu):.2f} s to "
+                f"compute: take fewer, larger ones, which fit. Set data.micro_batches to {number}, and take no more "
+                "GPUs than that."
+            )
+
     def assumptions(self, job: Job) -> None:
         """All of them."""
         gpu, peak = self._gpu, self._gpu.peak(job.weights.bytes_each)
+        travels = " and ".join(f"ZeRO-{stage}" for stage in sorted(job.overlapping))
+        sent = f"what {travels} sends travels while layers are computed" if travels else "nothing travels meanwhile"
+        waited = ", what the others send does not" if 0 < len(job.overlapping) < len((1, 2, 3)) else ""
         self._say(
             f"\nAssumed, not measured: products reach {gpu.share_of_peak:.0%} of {peak / 1e12:,.0f} TFLOP/s; "
             f"links reach {LINE_RATE_SHARE:.0%} of their rate (NVLink {gpu.nvlink_bytes_per_s / 1e9:,.0f} GB/s a GPU, "
-            f"{GPUS_PER_HOST} GPUs a host); what ZeRO-3 sends travels while layers are computed, what stages 1 and 2 "
-            f"send does not; data is there in time. alloc: {CONTEXT_BYTES / 1e9:g} GB of CUDA's own and "
+            f"{GPUS_PER_HOST} GPUs a host); a micro-batch takes {job.launch_s:.2f} s at least, {LAYER_S * 1e3:g} ms "
+            "for each forward, recomputed forward and backward of a layer; "
+            f"{sent}{waited}; data is there in time. alloc: {CONTEXT_BYTES / 1e9:g} GB of CUDA's own and "
             f"{FRAGMENTATION:.0%} that the allocator cannot use. Continuations: {LAYER_S * 1e3:g} ms a layer and token "
             f"or, if that takes longer, weights read at {READING_SHARE:.0%} of the memory's rate."
         )

@@ -7,9 +7,10 @@ from typing import Any
 from blsp import zero
 from blsp.estimate.activations import ROWS_PER_CHUNK, kept
 from blsp.estimate.families import NoFormula
-from blsp.estimate.operations import operations
+from blsp.estimate.operations import layer_passes, operations
 from blsp.estimate.parts import Parts, weights
 from blsp.estimate.workload import Workload
+from blsp.estimate.writing import LAYER_S
 from blsp.recipe import TrainRecipe
 from cluster.forecast import Job
 from cluster.sharding import Zero
@@ -41,7 +42,16 @@ def job(recipe: TrainRecipe, parts: Parts, workload: Workload) -> Job:
         max_live=min(settings["stage3_max_live_parameters"], settings["stage3_max_reuse_distance"]),
         prefetched=settings["stage3_prefetch_bucket_size"],
         bucket=settings["reduce_bucket_size"],
+        launch_s=layer_passes(parts, stage, checkpointing) * LAYER_S,
+        overlapping=frozenset(number for number in (1, 2, 3) if _overlaps(recipe, number)),
     )
+
+
+def _overlaps(recipe: TrainRecipe, stage: int) -> bool:
+    """Whether DeepSpeed sends while it computes; where nothing is said, stage 3 alone does."""
+    asked = recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"zero_stage": stage})})
+    said = zero.config(asked, 1, partitioned=False)["zero_optimization"].get("overlap_comm")
+    return stage == 3 if said is None else bool(said)
 
 
 def wanted(recipe: TrainRecipe, ranks: int) -> list[Zero]:

@@ -57,6 +57,15 @@ def operations(parts: Parts, stage: StageSection, checkpointing: Collection[str]
     return Operations(encoder, _adapted(parts, stage, batch), read, student, head, again)
 
 
+def layer_passes(parts: Parts, stage: StageSection, checkpointing: Collection[str]) -> int:
+    """Times that a micro-batch passes a layer: forward, a second time where that is recomputed, and backward."""
+    live = "kl" in stage.losses and stage.teacher == "live"
+    decoded = 2 + live + ("llm" in checkpointing)
+    learns = not {"encoder", "encoder_lora"}.isdisjoint(stage.train)
+    heard = 2 + ("encoder" in checkpointing) if learns else 1
+    return decoded * parts.llm.layers + heard * parts.encoder.layers
+
+
 def _multiplying(llm: Llm) -> int:
     return llm.layers * sum(linear.before * linear.after for linear in llm.linears)
 

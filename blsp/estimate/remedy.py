@@ -6,12 +6,15 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from blsp.data_section import DataSection
 from blsp.estimate.job import job, wanted
 from blsp.estimate.parts import Parts
-from blsp.estimate.workload import Clips, read_workload
+from blsp.estimate.workload import POSITIONS_PER_S, Clips, Workload, read_workload
 from blsp.recipe import TrainRecipe
-from cluster.forecast import memory, most_that_fits
+from cluster.choice import most_worth
+from cluster.forecast import COUNTS, Job, memory, most_that_fits
 from cluster.machines import Gpu
+from cluster.sharding import Zero
 
 _WORTH = 0.25  # micro-batches may get so much smaller before anything else is changed
 _MARGINS = (1, 1.05, 1.2)  # tried one after the other: more micro-batches are not smaller in the same proportion
@@ -20,6 +23,11 @@ _MARGINS = (1, 1.05, 1.2)  # tried one after the other: more micro-batches are n
 def refuse_what_does_not_fit(recipe: TrainRecipe, parts: Parts, clips: Clips, ranks: int, gpu: Gpu) -> None:
     """Raises ValueError, naming the fields to change, when no setting that the recipe leaves open fits, or when some
     rank would have no micro-batch."""
+    if ranks > recipe.data.clips_per_step:
+        raise ValueError(
+            f"data.clips_per_step = {recipe.data.clips_per_step:g} is too few for {ranks} ranks, some of which would "
+            f"have no clip; raise it and data.micro_batches to {ranks} at least"
+        )
     if ranks > recipe.data.micro_batches:
         few = recipe.data.micro_batches
         raise ValueError(f"data.micro_batches = {few} is too few for {ranks} ranks; raise it to {ranks}")
@@ -29,6 +37,30 @@ def refuse_what_does_not_fit(recipe: TrainRecipe, parts: Parts, clips: Clips, ra
             f"{recipe.run}: needs {needed / 1e9:.1f} GB on each of {ranks} x {gpu.name}, which has "
             f"{gpu.memory_bytes / 1e9:.1f} GB; {_remedy(recipe, parts, clips, ranks, gpu)}"
         )
+
+
+def refuse_micro_batches_without_a_clip(data: DataSection) -> None:
+    """Raises ValueError where some would be empty."""
+    if data.micro_batches > data.clips_per_step:
+        raise ValueError(
+            f"data.micro_batches = {data.micro_batches} is more than data.clips_per_step = {data.clips_per_step:g}: "
+            f"some would hold no clip; set it to {int(data.clips_per_step)} or fewer"
+        )
+
+
+def fewer_micro_batches(recipe: TrainRecipe, workload: Workload, average: Job, zero: Zero, gpu: Gpu) -> int | None:
+    """How many to have where most of their time goes into starting kernels; None where it does not, or where no larger
+    ones fit the memory and the caps. `average` is the job with micro-batches of the mean size."""
+    data, mean, most = recipe.data, workload.mean, most_worth(average, gpu)
+    if most == data.micro_batches:
+        return None
+    caps = (
+        ((data.caps.audio_s or math.inf) * POSITIONS_PER_S, mean.heard), (data.caps.tokens or math.inf, mean.tokens),
+        (data.caps.response_tokens or math.inf, mean.rows),
+    )  # fmt: skip
+    larger = min(most_that_fits(average, zero, gpu), *(cap / size for cap, size in caps if size))
+    number = max(max(n for n in COUNTS if n <= most), math.ceil(data.micro_batches / max(1.0, larger)))
+    return number if number < data.micro_batches else None
 
 
 def _needed(recipe: TrainRecipe, parts: Parts, clips: Clips, ranks: int) -> float:
@@ -82,7 +114,7 @@ def _smaller(recipe: TrainRecipe, parts: Parts, clips: Clips, ranks: int, gpu: G
         lower = {name: math.floor(value * share / larger) for name, value in caps.items()}
         update = {"micro_batches": number, "caps": data.caps.model_copy(update=lower)}
         changed = recipe.model_copy(update={"data": data.model_copy(update=update)})
-        if _needed(changed, parts, clips, ranks) <= gpu.memory_bytes:
+        if number <= data.clips_per_step and _needed(changed, parts, clips, ranks) <= gpu.memory_bytes:
             said = [f"data.caps.{name} to {value}" for name, value in lower.items()]
             return ", ".join([*said, f"data.micro_batches to {number}"])
     return None

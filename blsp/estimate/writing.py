@@ -8,7 +8,8 @@ from blsp.estimate.families import Llm
 from cluster.forecast import CONTEXT_BYTES, FRAGMENTATION
 from cluster.machines import Gpu
 
-# Transformers' generate starts every kernel from Python: about a millisecond a layer for each token, assumed.
+# Every kernel is started from Python: about a millisecond for each pass through a layer, assumed. In transformers'
+# generate each token is one.
 LAYER_S = 1e-3
 # Of the memory's rate when all weights are read for each token, assumed.
 READING_SHARE = 0.6

@@ -17,6 +17,7 @@ SEVEN_B = Job(
     weights=Weights(trained=[[41_000_000, 41_000_000]], frozen=[8_000_000] * 1000, uncut=2_000_000, bytes_each=2),
     activation_bytes=22e9, again_bytes=0, logit_bytes=3e9, most_logit_bytes=3e9, flops=74e12, micro_batches=64,
     frozen_fetched=24_000_000_000, max_live=1_000_000_000, prefetched=250_000_000, bucket=50_000_000,
+    launch_s=0.1, overlapping=frozenset({3}),
 )  # fmt: skip
 JOBS = st.builds(
     Job,
@@ -30,7 +31,7 @@ JOBS = st.builds(
     activation_bytes=st.floats(1e6, 1e11), again_bytes=st.floats(0, 1e9), logit_bytes=st.floats(1e6, 1e10),
     most_logit_bytes=st.just(1e10), flops=st.floats(1e9, 1e15), micro_batches=st.integers(1, 512),
     frozen_fetched=st.integers(1000, 10**11), max_live=st.just(10**9), prefetched=st.just(10**8),
-    bucket=st.just(10**7),
+    bucket=st.just(10**7), launch_s=st.floats(0, 1), overlapping=st.frozensets(st.sampled_from([1, 2, 3])),
 )  # fmt: skip
 RANKS = st.sampled_from([1, 2, 4, 8, 16, 32, 64, 128, 256])
 SETTINGS = st.sampled_from(list(ways(1)))
@@ -110,6 +111,30 @@ def test_gpus_without_a_micro_batch_are_waste() -> None:
     assert found is not None
     assert found.chosen.gpus == 8
     assert "has no micro-batch: data.micro_batches = 17" in found.limit
+
+
+def test_gpus_that_start_more_kernels_than_they_work_are_waste() -> None:
+    work_s = SEVEN_B.work_s(A100)
+    found = choose(replace(SEVEN_B, micro_batches=128, launch_s=2 * work_s), A100, HDR, [Zero(3, 1)])
+    assert found is not None
+    assert found.chosen.gpus == 64
+    assert found.chosen.busy == pytest.approx(0.5)
+    assert found.chosen.step_s == pytest.approx(2 * 2 * work_s)
+    rarely = choose(replace(SEVEN_B, micro_batches=60, launch_s=2 * work_s), A100, HDR, [Zero(3, 1)])
+    assert rarely is not None
+    assert rarely.chosen.gpus == 24
+    assert "start kernels for longer than they compute" in rarely.limit
+
+
+def test_what_travels_meanwhile_is_hidden_in_every_stage_alike() -> None:
+    for stage in (1, 2, 3):
+        hidden, waited = (
+            forecast(replace(SEVEN_B, overlapping=stages), Zero(stage, 16), A100, SLOW)
+            for stages in (frozenset({stage}), frozenset[int]())
+        )
+        assert hidden is not None and waited is not None
+        assert hidden.step_s == max(hidden.compute_s, hidden.network_s)
+        assert waited.step_s == waited.compute_s + waited.network_s
 
 
 def test_nothing_is_chosen_of_what_does_not_fit() -> None:

@@ -103,6 +103,8 @@ def test_everything_that_is_asked_of_it_is_there(models: Path, capsys: pytest.Ca
         (["--gpu", "a100-40", "--gpus", "1", "data.caps.tokens=20000"], "engine.gradient_checkpointing to [llm]"),
         (["--gpu", "a100-40", "data.caps.tokens=30000", "engine.frozen=resident"], "engine.frozen to partitioned"),
         (["--gpus", "64"], "data.micro_batches = 48 is too few for 64 ranks; raise it to 64"),
+        (["data.clips_per_step=64", "data.micro_batches=512"], "some would hold no clip; set it to 64 or fewer"),
+        (["data.clips_per_step=32", "data.micro_batches=32", "--gpus", "64"], "raise it and data.micro_batches to 64"),
         (["--gpus", "16", "--fabric", "nvlink"], "--fabric nvlink: joins the GPUs of one host"),
         (["--gpu", "v100"], "--gpu v100: is not one of a100-40, a100-80, h100, h200"),
         (["--fabric", "tin"], "--fabric tin: is not one of nvlink, 8xhdr, 4x100gb, 1x100gb"),
@@ -119,6 +121,16 @@ def test_what_cannot_be_is_refused_with_the_field_to_change(
     assert code == 2
     assert remedy in output
     assert len(output.splitlines()) == 1
+
+
+def test_small_micro_batches_are_not_advised(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, output = said(capsys, STAGE_2, "data.micro_batches=128")
+    output = " ".join(output.split())
+    assert code == 0
+    number = int(output.partition("Set data.micro_batches to ")[2].partition(",")[0])
+    assert number < 128
+    assert int(output.partition("Take ")[2].split()[0]) <= number
+    assert "Set data.micro_batches" not in said(capsys, STAGE_2, f"data.micro_batches={number}")[1]
 
 
 def remedies(output: str) -> list[str]:
