@@ -60,7 +60,9 @@ class Crew:
 
     def call(self) -> dict[str, str]:
         """Start the agents that are not there and hear from all. Returns why a host does not answer, by its name."""
-        self._close_all(self.lost)  # also those that went between two attempts
+        for _ in range(2):  # what a pipe holds, and its end: an agent may have gone between two attempts
+            self.pump(0)
+        self._close_all(self.lost)
         self.ranks, self.lost, self._meeting = {}, [], None
         for place in self.places:
             if place.name not in self._links:

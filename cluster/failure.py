@@ -49,6 +49,14 @@ class RankState:
         return self.code is not None and -self.code in _NO_CONSEQUENCE
 
     @property
+    def is_first_hand(self) -> bool:
+        """Whether it is certain, or told of an error that no communication raises: those are RuntimeErrors."""
+        told = self.failure
+        return self.is_certain or (
+            told is not None and not self.is_consequence and told["exception"] != RuntimeError.__name__
+        )
+
+    @property
     def is_consequence(self) -> bool:
         if self.failure is not None:
             return bool(self.failure["consequence"])
@@ -87,7 +95,7 @@ def first_cause(ranks: Iterable[RankState]) -> Failure:
     """Of the ranks that gave a bad sign. What another rank's end explains comes last, then the earliest sign counts,
     and of ranks that met the same error the lowest."""
     ill = [rank for rank in ranks if rank.ill_s is not None]
-    first = min(ill, key=lambda rank: (not rank.is_certain, rank.is_consequence, rank.ill_s))
+    first = min(ill, key=lambda rank: (not rank.is_first_hand, rank.is_consequence, rank.ill_s))
     same = [
         rank for rank in ill
         if rank.failure and first.failure and rank.failure["message"] == first.failure["message"]
@@ -107,7 +115,7 @@ def _failure_of(rank: RankState) -> Failure:
         if told.get("sentence") and (rank.rank or code not in FINAL):
             sentence = f"{who} ({rank.where}): {told['sentence']}"
     elif rank.code is not None and rank.code < 0:
-        what, name = "signal", signal.Signals(-rank.code).name
+        what, name = "signal", _name_of(-rank.code)
         memory = "; too little memory?" if -rank.code == signal.SIGKILL else ""
         sentence = f"{who} was ended by {name} ({rank.where}){memory}"
     else:
@@ -117,6 +125,12 @@ def _failure_of(rank: RankState) -> Failure:
         is_own=told is not None and not rank.is_consequence,
         traceback=exception["traceback"] if exception is not None and not (told or {}).get("sentence") else "",
     )  # fmt: skip
+
+
+def _name_of(number: int) -> str:
+    """Real-time signals have none."""
+    known = {one.value: one.name for one in signal.Signals}
+    return known.get(number, f"signal {number}")
 
 
 def hang(slowest: list[RankState], silent_s: float, since: str = "") -> Failure:

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cluster.agent_link import Place
-from cluster.crew import Crew
+from cluster.crew import LOST_AFTER_S, Crew
 from cluster.exit_codes import ExitCode
 from cluster.failure import Failure, RankState, first_cause, hang, write_failure
 from cluster.stop import meaning_of
@@ -200,7 +200,9 @@ class _Coordinator:
         if ill:
             waited_s = time.monotonic() - min(rank.ill_s for rank in ill if rank.ill_s is not None)
             undecided = any(rank.ill_s is None for rank in living) and not any(rank.is_certain for rank in ill)
-            return None if undecided and waited_s < _GRACE_S else first_cause(ill)
+            # The cause of what are consequences alone may be on a host whose silence is not yet long enough.
+            grace_s = _GRACE_S + (LOST_AFTER_S if all(rank.is_consequence for rank in ill) else 0)
+            return None if undecided and waited_s < grace_s else first_cause(ill)
         if not living:
             return next((rank.code for rank in ranks if rank.code), ExitCode.DONE)
         return self._hang(living)

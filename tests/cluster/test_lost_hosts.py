@@ -121,13 +121,29 @@ def test_a_file_system_that_stalls_between_two_attempts_is_no_host_that_was_lost
     )
     asked = 0
 
-    def progress() -> None:
+    def progress() -> int:
         nonlocal asked
         asked += 1
         time.sleep(8 if asked == 2 else 0)
+        return asked
 
     job = Job((sys.executable, "-c", PRELUDE + code, str(tmp_path)), Path.cwd(), tmp_path, "", progress)
     places = [replace(here(f"host-{i}", 1, {}), address="127.0.0.1", is_here=False) for i in range(2)]
     assert supervise(job, places, LIMITS) == 0
     why = json.loads((tmp_path / "failure.json").read_text())
     assert (why["what"], why["rank"], why["restarts"]) == ("signal", 1, 0)
+
+
+def test_who_lost_contact_to_a_host_waits_until_that_is_known_to_be_lost(tmp_path: Path) -> None:
+    code = (
+        'beat("data", 1)\n'
+        'while not (run / "0.began").exists(): time.sleep(0.01)\n'
+        "if first and rank == 1: os.kill(os.getppid(), signal.SIGSTOP); time.sleep(60)\n"
+        'told = {"consequence": True, "code": 1, "sentence": "another rank ended"}\n'
+        'if first: time.sleep(1); tell_failure(RuntimeError("Connection closed by peer"), **told); sys.exit(1)'
+    )
+    job = Job((sys.executable, "-c", PRELUDE + code, str(tmp_path)), Path.cwd(), tmp_path, "", lambda: None)
+    places = [replace(here(f"host-{i}", 1, {}), address="127.0.0.1", is_here=False) for i in range(2)]
+    assert supervise(job, places, replace(LIMITS, hang_timeout_s=30)) == 0
+    why = json.loads((tmp_path / "failure.json").read_text())
+    assert (why["what"], why["host"], why["restarts"]) == ("host", "host-1", 0)
