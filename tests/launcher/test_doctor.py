@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from cluster.agent_link import AgentLink, Place
+from cluster.diagnosis import the_same
+from launcher.doctor import Hosts, _alone
 from tests.launcher.tiny_recipe import write_recipe
 from tests.testbed.hosts import CHECKOUT, SEARCHED, Bed, Host
 
@@ -110,3 +113,19 @@ def test_a_host_that_ssh_does_not_reach_is_named_and_the_others_are_looked_at(be
     assert code == 1
     assert verdicts["ssh"] == "FAILED" and "node2: " in said
     assert verdicts["packages"] == verdicts["model.llm"] == "ok" and verdicts["collective"] == "-"
+
+
+def test_hosts_that_drop_out_midway_fail_every_row_that_follows(tmp_path: Path) -> None:
+    only_facts = (
+        "import json, pathlib, sys; from cluster import checkup; sys.stdin.readline(); "
+        f"print(json.dumps({{'is': 'answer'}} | checkup.facts(pathlib.Path({str(tmp_path)!r}))))"
+    )
+    command = (sys.executable, "-c", only_facts)
+    places = [Place(name, 1, command) for name in ("node1", "node2")]
+    asked = Hosts({place.name: AgentLink(place) for place in places})
+    facts = asked.ask("facts")
+    rows = {row.check: row for row in _alone(asked, facts, None, {"node1": 1, "node2": 1}, tmp_path / ".doctor")}
+    assert rows["ssh"].ok and rows["packages"].ok
+    for check in ("clocks", "shared folder", "network", "master port"):
+        assert rows[check].ok is False and "no answer" in rows[check].found, rows[check]
+    assert the_same("model.llm", asked.ask("model", model="m", revision=None), "").ok is False
