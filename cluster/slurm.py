@@ -44,15 +44,17 @@ _SCRIPT = """\
 # Told to stop (USR1: the walltime comes near, or another job goes first), the command saves and ends.
 child='' told=''
 stop() {{
+  if [ ! "$child" ]; then told=early; return; fi
   trap '' USR1 TERM
   told=yes
   echo "SLURM asks to stop" >&2
-  if [ "$child" ]; then kill -TERM "$child"; fi
+  kill -TERM "$child"
 }}
 trap stop USR1 TERM
 
 {modules}{command} &
 child=$!
+if [ "$told" = early ]; then stop; fi
 wait "$child"; code=$?
 if [ "$told" ]; then wait "$child"; code=$?; fi
 

@@ -139,6 +139,23 @@ def test_a_job_that_gets_nowhere_in_three_restarts_queues_no_more(tmp_path: Path
     assert codes(1) == [75], "somebody has mended it"
 
 
+def test_a_job_that_is_told_to_stop_while_it_loads_its_modules_does_not_begin(tmp_path: Path) -> None:
+    for name, does in (
+        ("module", "echo up; sleep 0.3"),
+        ("squeue", "echo RUNNING"),
+        ("scontrol", f"touch {tmp_path}/$1"),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    script = batch_script(replace(JOB, command=["sleep", "20"], modules=["cuda"]))
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "4711"}
+    with subprocess.Popen(["bash", "-c", script], env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGUSR1)
+    assert (process.returncode, (tmp_path / "requeue").exists()) == (143, True)
+
+
 @pytest.mark.parametrize("answer", ["4711\n", "4711;north\n", "Welcome to cluster 9!\n4711\n"])
 def test_the_number_of_the_job_is_read_from_sbatchs_answer(answer: str) -> None:
     assert slurm.job_number(answer) == 4711
