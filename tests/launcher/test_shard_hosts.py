@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,7 @@ import pytest
 import soundfile
 
 from tests.blsp.tiny import clip
-from tests.testbed.hosts import CHECKOUT, SEARCHED, Bed, Host
+from tests.testbed.hosts import CHECKOUT, SEARCHED, Bed, Host, ctrl_c
 
 pytestmark = pytest.mark.slow
 CLIPS, PER_SHARD = 40, 5
@@ -47,10 +50,10 @@ def folder(two_hosts: Bed, llm_folder: Path) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def start(bed: Bed, folder: Path, out: str) -> subprocess.Popen[str]:
+def start(bed: Bed, folder: Path, out: str, **environment: str) -> subprocess.Popen[str]:
     """`blsp shard` typed on `login`, which is no host of the job."""
     arguments = ["-m", "launcher", "shard", "recipe.yaml", f"out={out}", "--hostfile", "hostfile"]
-    env = {"PATH": SEARCHED, "PYTHONPATH": str(CHECKOUT)}
+    env = {"PATH": SEARCHED, "PYTHONPATH": str(CHECKOUT), **environment}
     return bed.login.start([sys.executable, *arguments], cwd=folder, env=env,
                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
 
@@ -77,7 +80,9 @@ def knock(bed: Bed) -> str:
         assert time.monotonic() < until_s
         time.sleep(0.05)
     (port,) = re.findall(r"--gcs_server_port=(\d+)", heads[0])
-    asked = bed.nodes[0].run([sys.executable, "-c", STRANGER, f"{bed.nodes[0].address}:{port}"], timeout=60)
+    # Ray goes on asking for a minute or so after it was refused.
+    ask = ["timeout", "-s", "KILL", "30", sys.executable, "-c", STRANGER, f"{bed.nodes[0].address}:{port}"]
+    asked = bed.nodes[0].run(ask)
     assert asked.returncode != 0 and "let in" not in asked.stdout
     return asked.stderr
 
@@ -100,22 +105,22 @@ def test_two_hosts_write_the_set_of_one_and_only_ray_listens(bed: Bed, folder: P
     job = start(bed, folder, "both")
     heard: dict[str, set[str]] = {host.name: set() for host in bed.hosts}
     used = {host.name: 0 for host in bed.nodes}
-    told = ""
-    while job.poll() is None:
-        for host in bed.hosts:
-            heard[host.name] |= listening(host)
-        for host in bed.nodes:
-            lines = host.processes().values()
-            used[host.name] |= any("_CpuActor" in line for line in lines)
-            assert not [line for line in lines if re.search(r"\b[0-9a-f]{64}\b", line)], "a token on a command line"
-        told = told or knock(bed)
-        time.sleep(0.3)
+    with ThreadPoolExecutor() as aside:  # a stranger keeps Ray busy for half a minute
+        told = aside.submit(knock, bed)
+        while job.poll() is None:
+            for host in bed.hosts:
+                heard[host.name] |= listening(host)
+            for host in bed.nodes:
+                lines = host.processes().values()
+                used[host.name] |= any("_CpuActor" in line for line in lines)
+                assert not [line for line in lines if re.search(r"\b[0-9a-f]{64}\b", line)], "a token is to be seen"
+            time.sleep(0.3)
     assert job.stdout is not None
     said = job.stdout.read()
     assert job.returncode == 0, said
     assert tars(folder / "both") == tars(folder / "alone")
     assert used == {"node1": 1, "node2": 1}, "one host did nothing"
-    assert "InvalidAuthToken" in told
+    assert "InvalidAuthToken" in told.result()
     assert heard["login"] == set()
     # Some of Ray's servers take no interface (docs/cluster.md says so); all of them ask for the token.
     assert heard["node1"] <= {"::", "127.0.0.1", bed.nodes[0].address}
@@ -136,3 +141,21 @@ def test_a_host_that_dies_in_the_middle_is_done_without(bed: Bed, folder: Path) 
     assert job.wait(120) == 0, said
     assert tars(folder / "lost") == tars(folder / "alone")
     assert "host node2 is lost" in said and "going on with 1 of 2 hosts" in said
+
+
+def test_a_job_that_is_stopped_takes_ray_down_and_leaves_nothing(bed: Bed, folder: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as temporary:  # a short path, which Ray's folders lie in
+        job = start(bed, folder, "stopped", TMPDIR=temporary)
+        commits = folder / "stopped" / "commits"
+        until_s = time.monotonic() + 120
+        while not commits.exists() or not list(commits.iterdir()):
+            assert job.poll() is None and time.monotonic() < until_s
+            time.sleep(0.02)
+        assert len(list(Path(temporary).glob("ray-*/s/session_latest"))) == 2
+        ctrl_c(job, signal.SIGTERM)
+        assert job.stdout is not None
+        said = job.stdout.read()
+        assert job.wait(60) == 75, said
+        assert re.search(r"blsp: stopped; .* shards in .* are finished and kept, the same command goes on", said)
+        assert "checkpoint" not in said
+        assert list(Path(temporary).glob("ray-*")) == []
