@@ -22,8 +22,9 @@ beat("data", 1)
 names = "BLSP_ATTEMPT", "RANK", "WORLD_SIZE"
 with (run / "began").open("a") as file: file.write(" ".join(os.environ[name] for name in names) + "\\n")
 if not (run / "was-lost").exists():
-    while not (run / "0.began").exists() or not (run / "1.began").exists(): time.sleep(0.01)
+    while len((run / "began").read_text().splitlines()) < 2: time.sleep(0.01)
     if rank == 1:
+        time.sleep(0.3)  # the coordinator has heard of the first step
         (run / "was-lost").touch()
         (run / "gone").touch()
         os.kill(os.getppid(), signal.SIGKILL)
