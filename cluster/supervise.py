@@ -25,6 +25,7 @@ from cluster.crew import LOST_AFTER_S, Crew
 from cluster.exit_codes import ExitCode
 from cluster.failure import Failure, RankState, first_cause, hang, write_failure
 from cluster.stop import meaning_of
+from cluster.terminal import plain
 
 _PATIENCE_S = 1.0
 _GRACE_S = 2.0  # for other ranks to tell what they met, after the first bad sign
@@ -109,7 +110,7 @@ class _Coordinator:
             before, tries = now, tries + 1 if now == before else 0
             why_not = self._why_not_again(result, restarts, tries)
             self._write(result, restarts, restarted=why_not is None)
-            print(result.traceback, end="", file=sys.stderr, flush=True)
+            print(plain(result.traceback), end="", file=sys.stderr, flush=True)
             if why_not is not None:
                 return self._give_up(result, why_not)
             _say(f"{result.sentence}{'' if result.sentence.endswith('?') else '.'} Starting again")

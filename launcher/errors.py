@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from cluster.exit_codes import ExitCode
 from cluster.stop import Stopped
-
-_CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # all but the end of a line
+from cluster.terminal import plain
 
 # What is true after Ctrl-C, by the kind of command.
 GOES_ON = "the same command goes on from the newest checkpoint"
@@ -66,7 +64,7 @@ def sentence_of(error: Exception) -> str | None:
     """What it says to people; None of a bug of ours, which has a traceback instead."""
     if not isinstance(error, ValueError | OSError | FloatingPointError):
         return None
-    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], _sentence(error))
+    return plain(_sentence(error))
 
 
 def _sentence(error: Exception) -> str:

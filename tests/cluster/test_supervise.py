@@ -76,13 +76,13 @@ def test_the_first_cause_is_told_not_what_others_met_because_of_it(
     code = STEPS + (
         "if rank == 0: tell_failure(RuntimeError('Connection closed by peer'), consequence=True); sys.exit(1)\n"
         "time.sleep(0.1)\n"
-        "tell_failure(KeyError('mouse'), consequence=False, traceback='Traceback: line 7\\n'); sys.exit(1)"
+        "tell_failure(KeyError('mouse'), consequence=False, traceback='Traceback: line 7\\x1b\\n'); sys.exit(1)"
     )
     assert coordinate(tmp_path, code, limits=replace(LIMITS, restarts=0)) == ExitCode.GIVEN_UP
     why = failure(tmp_path)
     assert (why["what"], why["rank"], why["exception"]["type"]) == ("exception", 1, "KeyError")
     err = capfd.readouterr().err
-    assert err.startswith("Traceback: line 7\nblsp: rank 1 on host-0: KeyError")
+    assert err.startswith("Traceback: line 7\\x1b\nblsp: rank 1 on host-0: KeyError")
     assert "supervision.restarts = 0 are used up" in err
 
 
