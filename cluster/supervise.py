@@ -41,13 +41,15 @@ _GOES_ON = "the same command goes on from the newest checkpoint"
 @dataclass(frozen=True)
 class Job:
     """What is run on every rank: `argv` in `folder`; `run` is the folder of failure.json. `progress` tells what there
-    is to go on from: something else as soon as a restart would begin later. `resume` is a command for people."""
+    is to go on from: something else as soon as a restart would begin later. `resume` is a command for people, `goes_on`
+    tells them what it does."""
 
     argv: tuple[str, ...]
     folder: Path
     run: Path
     resume: str
     progress: Callable[[], object]
+    goes_on: str = _GOES_ON
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class _Coordinator:
 
     def _why_not_again(self, failure: Failure, restarts: int, tries: int) -> str | None:
         if self._stop:
-            return _GOES_ON
+            return self._job.goes_on
         if failure.is_final or (failure.is_own and not self._has_worked):
             return ""
         if failure.is_own and failure.what == "host":
@@ -144,7 +146,7 @@ class _Coordinator:
 
     def _give_up(self, failure: Failure, why: str) -> int:
         _say(f"{failure.sentence}; {why}" if why else failure.sentence)
-        return failure.code if why in ("", _GOES_ON) else ExitCode.GIVEN_UP
+        return failure.code if why in ("", self._job.goes_on) else ExitCode.GIVEN_UP
 
     def _attempt(self) -> int | Failure:
         """Start all ranks and wait for their end. Returns the exit code of a good end."""
@@ -260,7 +262,7 @@ class _Coordinator:
             return ExitCode.DONE
         stopped_itself = ranks and ranks[0].code in (ExitCode.STOPPED, ExitCode.CTRL_C, ExitCode.AT_ONCE)
         if not stopped_itself:  # else it has said where
-            _say(f"stopped; {_GOES_ON}")
+            _say(f"stopped; {self._job.goes_on}")
         if self._stop == signal.SIGINT:
             return ExitCode.CTRL_C
         return ExitCode.AT_ONCE if self._at_once else ExitCode.STOPPED

@@ -39,6 +39,7 @@ def shard(recipe: ShardRecipe, config: Path, overrides: Sequence[str], places: S
             run=Path(folder),
             resume=shlex.join(["blsp", *sys.argv[1:]]),
             progress=lambda: len(store.names("commits")),
+            goes_on="the same command goes on from the shards that are finished",
         )
         forever = math.inf  # the pipeline watches its own work
         limits = Limits(forever, forever, forever, restarts=_RESTARTS, host_timeout_s=0)
