@@ -100,9 +100,9 @@ def bed(two_hosts: Bed) -> Bed:
     return two_hosts
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # other modules' tests look at all that runs on the hosts
 def slurm_on_two_hosts(two_hosts: Bed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    """The one SLURM of the test run; `slurm` is what tests ask for."""
+    """The one SLURM of a module; `slurm` is what tests ask for."""
     from tests.testbed.required import do_without
     from tests.testbed.slurm import slurm_up, why_not
 

@@ -107,10 +107,10 @@ def test_a_killed_rank_a_cut_network_ctrl_c_and_a_lost_coordinator_leave_no_trac
 
     launch.until_trained(3)
     second.unplug()
-    noticed_s = launch.until_said("host node2 is lost", 15)
+    noticed_s = launch.until_said("host node2 is lost", 25)
     print(f"a cut network was noticed after {noticed_s:.1f} s")
-    assert noticed_s < 10
-    assert launch.until(lambda: nothing_runs([second]), 10) < 10
+    assert noticed_s < 20  # 8 s, and what a busy machine adds
+    assert launch.until(lambda: nothing_runs([second]), 20) < 20
     bed.mend()
 
     launch.until_trained(3)
@@ -123,7 +123,7 @@ def test_a_killed_rank_a_cut_network_ctrl_c_and_a_lost_coordinator_leave_no_trac
     again = Launch(tmp_path, first, recipe, override)
     again.until_trained(3)
     first.power_off()  # with the coordinator
-    assert again.until(lambda: nothing_runs([second]), 15) < 10
+    assert again.until(lambda: nothing_runs([second]), 20) < 20
     bed.mend()
 
     again = Launch(tmp_path, first, recipe, override)
@@ -143,9 +143,9 @@ def test_without_a_host_that_is_gone_for_good_the_others_end_the_run_if_they_may
     launch = Launch(tmp_path, bed.login, recipe, *more, "--min-hosts", "1")
     launch.until_trained(6)
     bed.nodes[0].power_off()  # where the ranks meet, and who owns the run folder
-    noticed_s = launch.until_said("host node1 is lost", 15)
+    noticed_s = launch.until_said("host node1 is lost", 25)
     print(f"a host without power was noticed after {noticed_s:.1f} s")
-    assert noticed_s < 10
+    assert noticed_s < 20  # 8 s, and what a busy machine adds
     launch.until_said("going on with 1 of 2 hosts")
     assert launch.ended() == 0, launch.said()
     assert "waiting up to 30 s for a sign of life" not in launch.said()
