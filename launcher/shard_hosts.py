@@ -15,6 +15,7 @@ from pathlib import Path
 from blsp.recipe import ShardRecipe
 from cluster.agent_link import Place
 from cluster.supervise import Job, Limits, supervise
+from shards.pipeline.actors import GOES_ON
 from shards.sets.store import open_store
 
 _RESTARTS = 20
@@ -39,7 +40,7 @@ def shard(recipe: ShardRecipe, config: Path, overrides: Sequence[str], places: S
             run=Path(folder),
             resume=shlex.join(["blsp", *sys.argv[1:]]),
             progress=lambda: len(store.names("commits")),
-            goes_on="the same command goes on from the shards that are finished",
+            goes_on=GOES_ON,
         )
         forever = math.inf  # the pipeline watches its own work
         limits = Limits(forever, forever, forever, restarts=_RESTARTS, host_timeout_s=0)

@@ -14,8 +14,7 @@ from cluster.ray_node import ray_node, wait_while_there
 from cluster.ray_session import ray_session, wait_for_nodes
 from cluster.stop import STOP_SIGNALS, Stopped
 from launcher.errors import exit_code_of
-
-_GOES_ON = "the same command goes on from the shards that are finished"
+from shards.pipeline.actors import GOES_ON
 
 
 def main() -> int:
@@ -47,7 +46,7 @@ def main() -> int:
             code = ExitCode.STOPPED if signals.first != signal.SIGINT else ExitCode.CTRL_C
             if rank:  # the first host says it
                 return code
-            raise Stopped(str(stop) or f"stopped; {_GOES_ON}", code) from None
+            raise Stopped(str(stop) or f"stopped; {GOES_ON}", code) from None
         return ExitCode.DONE
 
     return exit_code_of(work, debug=arguments.debug)

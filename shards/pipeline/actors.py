@@ -20,7 +20,7 @@ from shards.sets.store import open_store
 _TASKS_PER_ACTOR = 2  # one in work, one waiting
 _POLL_S = 1.0
 _TRIES = 3  # of a task whose worker dies; how often workers die in the course of a job does not matter
-_GOES_ON = "the same command goes on from the shards that are finished"
+GOES_ON = "the same command goes on from the shards that are finished"
 
 
 class _LlmActor:
@@ -61,7 +61,7 @@ def run_tasks(
         try:
             yield from _schedule(tasks, llm_actors, cpu_actors)
         except ray.exceptions.RayError as error:
-            check_ray(_GOES_ON)
+            check_ray(GOES_ON)
             raise _explained(error) from None
         finally:
             if not ray_is_dead():
@@ -121,7 +121,7 @@ def _schedule(
         for reference in finished:
             idle.append(running.pop(reference))
             yield ray.get(reference)
-        check_ray(_GOES_ON)
+        check_ray(GOES_ON)
         if not finished:
             yield None
 
@@ -136,8 +136,8 @@ def _explained(error: Exception) -> Exception:
     if isinstance(cause, ray.exceptions.RayActorError):
         return OSError(
             f"a worker process died {_TRIES} times at the same shard; too little memory? With fewer actors or a "
-            f"smaller batch {_GOES_ON}"
+            f"smaller batch {GOES_ON}"
         )
     if type(cause).__name__ == "OutOfMemoryError":  # torch's; a RuntimeError to whom does not import torch
-        return OSError(f"the LLM does not fit into the GPU's memory: lower writer.batch_size; {_GOES_ON}")
+        return OSError(f"the LLM does not fit into the GPU's memory: lower writer.batch_size; {GOES_ON}")
     return cause if isinstance(cause, ValueError | OSError) else error
