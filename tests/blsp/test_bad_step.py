@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tests.blsp.test_engine import Recipe, World, job, trainings
-from tests.blsp.tiny import LORA, STAGE_2, make_encoder, make_shards, model_section
+from tests.blsp.trainings import stage_2
 
 pytestmark = pytest.mark.slow
 
@@ -27,17 +27,8 @@ KINDS = [(zero, dtype) for zero in range(4) for dtype in ("float32", "bfloat16")
 @pytest.fixture(scope="module")
 def world(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
     root = tmp_path_factory.mktemp("world")
-    model = model_section(llm_folder, make_encoder(root / "encoder"), lora={**LORA, "dropout": 0.1})
-    shared = {
-        "kind": "train",
-        "model": model.model_dump(mode="json"),
-        "stage": STAGE_2.model_dump(mode="json"),
-        "data": {
-            "shards": str(make_shards(root / "data", "continue_emotion", 12)), "clips_per_step": 6, "micro_batches": 3
-        },
-        "optim": {"lr": dict.fromkeys(STAGE_2.train, 1e-3), "warmup_steps": 0, "steps": STEPS},
-        "engine": {"checkpoint_every_steps": 1, "keep_checkpoints": 20, "log_every_steps": 1},
-    }  # fmt: skip
+    shared = stage_2(root, llm_folder, clips=12, per_step=6, dropout=0.1, warmup_steps=0, steps=STEPS)
+    shared["engine"] = {"checkpoint_every_steps": 1, "keep_checkpoints": 20, "log_every_steps": 1}
     return World(root, shared)
 
 

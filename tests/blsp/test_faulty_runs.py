@@ -13,7 +13,8 @@ import pytest
 
 from shards.sets.shard_set import ShardSet
 from tests.blsp.test_engine import Recipe, World, finish, start
-from tests.blsp.tiny import LORA, STAGE_2, make_encoder, make_shards, model_section
+from tests.blsp.tiny import LORA, STAGE_2, make_shards
+from tests.blsp.trainings import stage_2
 from tests.shards.batches.test_reader_damage import damage
 
 pytestmark = pytest.mark.slow
@@ -66,17 +67,8 @@ def recipes_of(world: World) -> dict[str, Recipe]:
 @pytest.fixture(scope="module")
 def faulty(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Faulty:
     root = tmp_path_factory.mktemp("world")
-    model = model_section(llm_folder, make_encoder(root / "encoder"), lora={**LORA, "dropout": 0.1})
-    shared = {
-        "kind": "train",
-        "model": model.model_dump(mode="json"),
-        "stage": STAGE_2.model_dump(mode="json"),
-        "data": {
-            "shards": str(make_shards(root / "data", "continue_emotion", 24)), "clips_per_step": 6, "micro_batches": 3
-        },
-        "optim": {"lr": dict.fromkeys(STAGE_2.train, 1e-3), "warmup_steps": 2, "steps": STEPS},
-        "engine": {"checkpoint_every_steps": 1, "log_every_steps": 1},
-    }  # fmt: skip
+    shared = stage_2(root, llm_folder, clips=24, per_step=6, dropout=0.1, steps=STEPS)
+    shared["engine"]["checkpoint_every_steps"] = 1
     world = World(root, shared)
     (root / "recipes.json").write_text(json.dumps(recipes_of(world)))
     paths = [str(root / name) for name in ("recipes.json", "results.json", "disk")]

@@ -11,7 +11,7 @@ import torch
 
 from blsp.parts import PARTS, Slow, Stopwatch, slowest
 from tests.blsp.test_engine import World, job, trainings
-from tests.blsp.tiny import LORA, STAGE_2, make_encoder, make_shards, model_section
+from tests.blsp.trainings import stage_2
 
 SLOW = ("data", "forward", "backward")
 
@@ -49,17 +49,9 @@ def test_own_seconds_are_the_median_of_the_steps(monkeypatch: pytest.MonkeyPatch
 def world(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
     """Runs of 24 steps, told of twice: one with equal ranks, and for each part one whose second rank sleeps in it."""
     root = tmp_path_factory.mktemp("world")
-    model = model_section(llm_folder, make_encoder(root / "encoder"), lora={**LORA, "dropout": 0.1})
-    shared = {
-        "kind": "train",
-        "model": model.model_dump(mode="json"),
-        "stage": STAGE_2.model_dump(mode="json"),
-        "data": {
-            "shards": str(make_shards(root / "data", "continue_emotion", 12)), "clips_per_step": 6, "micro_batches": 2
-        },
-        "optim": {"lr": dict.fromkeys(STAGE_2.train, 1e-3), "warmup_steps": 0, "steps": 24},
-        "engine": {"checkpoint_every_steps": 100, "log_every_steps": 12},
-    }  # fmt: skip
+    shared = stage_2(root, llm_folder, clips=12, per_step=6, dropout=0.1, warmup_steps=0, steps=24)
+    shared["data"]["micro_batches"] = 2
+    shared["engine"] = {"checkpoint_every_steps": 100, "log_every_steps": 12}
     world = World(root, shared)
     jobs = [job(world.recipe("equal")), *(job(world.recipe(part), slow=(1, part)) for part in SLOW)]
     trainings(world, 2, jobs)
