@@ -84,7 +84,8 @@ def disturbed(run: Path) -> OnStep:
         if done == 11:
             ctypes.CDLL(None).umount2(os.fsencode(checkpoints), _DETACH)
         if done == 13:
-            shutil.rmtree(run)
+            # Renamed first: the log is being written, and `rmtree` alone may meet a file that has just come.
+            shutil.rmtree(run.rename(run.with_name("removed")), ignore_errors=True)
 
     return on_step
 
