@@ -45,7 +45,7 @@ ALLOWED = {
         "blsp.supervision_section",
         "launcher.recipe_files",
     },
-    "ray": {"cluster.ray_session", "shards.pipeline.actors"},
+    "ray": {"cluster.ray_actors", "cluster.ray_session"},
     "s3fs": {"shards.sets.object_store"},
     "sklearn": {"blsp.evaluate.systems"},
     "tensorboard": {"blsp.shown", "blsp.tracking", "blsp.validate"},
