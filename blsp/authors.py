@@ -28,9 +28,9 @@ from blsp.recipe import ModelSection, StageSection
 from blsp.released_config import LINEARS, AuthorsConfig, read_config
 from blsp.weight_files import StoredTensor, stored_tensors
 from cluster.files import new_folder
-from shards.pipeline.writers import model_fingerprint
 from shards.prompts import ChatTemplate
 from shards.sample import EMOTIONS
+from shards.writers.fingerprint import model_fingerprint
 
 _LLM = {
     "model.embed_tokens.weight": "transformer.wte.weight",

@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 import re
 
-from shards.pipeline.writers import model_fingerprint
+from shards.writers.fingerprint import model_fingerprint
 
 _PACKAGES = ("torch", "transformers", "deepspeed", "peft", "ray", "numpy", "scikit-learn")
 

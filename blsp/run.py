@@ -39,10 +39,10 @@ from shards.batches.collate import Batch, Collator
 from shards.batches.plan import Plan
 from shards.batches.reader import Reader
 from shards.batches.sizes import Caps, CostWeights
-from shards.pipeline.writers import model_fingerprint
 from shards.sets.cached_teacher import CachedTeacher, cached_teacher
 from shards.sets.shard_set import ShardSet
 from shards.sets.tokens import token_counts
+from shards.writers.fingerprint import model_fingerprint
 
 OnStep = Callable[[int, int, str], None]  # steps done, steps in all, a few words
 

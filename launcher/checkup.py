@@ -43,7 +43,7 @@ def _token(folder: str, name: str) -> dict[str, Any]:
 def _model(model: str, revision: str | None) -> dict[str, Any]:
     from huggingface_hub import try_to_load_from_cache
 
-    from shards.pipeline.writers import model_fingerprint
+    from shards.writers.fingerprint import model_fingerprint
 
     folder = Path(model)
     if not folder.is_dir():

@@ -13,7 +13,7 @@ from transformers import AutoConfig, WhisperConfig, WhisperForConditionalGenerat
 from blsp.standins import WordRecogniser
 from shards.audio import SAMPLE_RATE
 from shards.foreign_models import in_a_sentence, refuse_kernels
-from shards.pipeline.writers import named_in_errors
+from shards.writers.fingerprint import named_in_errors
 
 
 class Recogniser(Protocol):

@@ -22,8 +22,8 @@ from blsp.provenance import versions
 from blsp.recipe import EvalRecipe, SpeechSystem
 from cluster.lock import folder_lock
 from shards.audio import AudioError
-from shards.pipeline.writers import Request
 from shards.sample import EMOTIONS, Utterance
+from shards.writers.protocol import Request
 
 Progress = Callable[[str, int, int], None]  # what is being done, items done, items in all
 

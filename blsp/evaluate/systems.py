@@ -26,8 +26,10 @@ from blsp.model import SpeechLM
 from cluster.json_files import read_object
 from shards.audio import load_audio
 from shards.manifest import read_manifest
-from shards.pipeline.writers import Request, TransformersWriter, Writer, model_fingerprint
 from shards.sample import EMOTIONS, Utterance
+from shards.writers.fingerprint import model_fingerprint
+from shards.writers.protocol import Request, Writer
+from shards.writers.with_transformers import TransformersWriter
 
 
 def read_labelled(manifest: Path) -> list[Utterance]:

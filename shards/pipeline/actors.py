@@ -13,8 +13,8 @@ from cluster.ray_actors import Actors, Words, ray_actors
 from shards.decoder import Decoder
 from shards.pipeline.job import ShardJob
 from shards.pipeline.tasks import Answers, Commit, Task, answer, write_task
-from shards.pipeline.writers import Writer
 from shards.sets.store import open_store
+from shards.writers.protocol import Writer
 
 GOES_ON = "the same command goes on from the shards that are finished"
 

@@ -36,10 +36,12 @@ from shards.pipeline.tasks import (
     read_job,
     remove_strays,
 )
-from shards.pipeline.writers import TransformersWriter, Writer, model_fingerprint
 from shards.prompts import PROMPTS
 from shards.sets.index import FORMAT, dataset_id, read_dataset, read_index
 from shards.sets.store import Store, open_store
+from shards.writers.fingerprint import model_fingerprint
+from shards.writers.protocol import Writer
+from shards.writers.with_transformers import TransformersWriter
 
 _SPARE = 1.2
 _PACKAGES = ("numpy", "soundfile", "soxr", "ray", "torch", "transformers")

@@ -26,7 +26,6 @@ from shards.decoder import Span
 from shards.manifest import Reject, write_rejects
 from shards.pipeline.attempts import attempt
 from shards.pipeline.clips import Clip, KeptAudio
-from shards.pipeline.writers import Request, Writer, drop_reason
 from shards.prompts import PROMPTS
 from shards.sample import Continuation, Utterance
 from shards.sets.index import Shard, encode_array
@@ -34,6 +33,8 @@ from shards.sets.store import Store
 from shards.sets.tar import TarShard
 from shards.sets.teacher import TeacherSpec
 from shards.sets.tokens import TOKEN_COUNTS, count_tokens, tokens_file
+from shards.writers.protocol import Request, Writer
+from shards.writers.refusals import drop_reason
 
 DUPLICATES = "duplicates.jsonl"  # in rejects/, beside the rejects of tasks
 _MAX_COMMIT_BYTES = 2**20

@@ -26,8 +26,9 @@ from blsp.model import SpeechLM
 from blsp.recipe import EvalRecipe, ModelSection
 from launcher import use
 from shards.manifest import write_manifest
-from shards.pipeline.writers import Request, TransformersWriter
 from shards.sample import EMOTIONS, Continuation, Message, Utterance
+from shards.writers.protocol import Request
+from shards.writers.with_transformers import TransformersWriter
 
 TEXTS = ("Anna heard the phone message last night.", "The teacher saw the old house this morning.")
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from blsp.model import load_llm, load_template
 from blsp.recipe import ModelSection
-from shards.pipeline.writers import TransformersWriter
+from shards.writers.with_transformers import TransformersWriter
 from tests.blsp.trainings import Payload
 from tests.bounds import bounded
 

@@ -30,10 +30,10 @@ from shards.corpora import build_manifest
 from shards.pipeline import run as pipeline
 from shards.pipeline.job import ShardJob
 from shards.pipeline.tasks import Commit, Task, answer, write_task
-from shards.pipeline.writers import Request, Writer
 from shards.sample import EMOTIONS, Continuation
 from shards.sets.store import open_store
 from shards.sets.teacher import TeacherSpec
+from shards.writers.protocol import Request, Writer
 
 CPU = torch.device("cpu")
 LORA = {"rank": 4, "alpha": 8, "dropout": 0, "targets": ["q_proj", "v_proj"]}

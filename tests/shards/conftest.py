@@ -16,12 +16,12 @@ from shards.corpora import build_manifest
 from shards.pipeline import run as pipeline
 from shards.pipeline.job import Progress, ShardJob, Summary
 from shards.pipeline.tasks import Commit, Task, answer, write_task
-from shards.pipeline.writers import Request, Writer
 from shards.prompts import ChatTemplate
 from shards.sample import EMOTIONS, Continuation
 from shards.sets import object_store, reads
 from shards.sets.shard_set import ShardSet
 from shards.sets.store import open_store
+from shards.writers.protocol import Request, Writer
 from tests.shards.s3_server import BUCKET, KEY, SECRET, TOKEN, S3Server
 
 NUM_CLIPS = 23

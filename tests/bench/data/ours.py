@@ -15,12 +15,12 @@ from shards.batches.reader import Reader
 from shards.pipeline import run as pipeline
 from shards.pipeline.job import ShardJob
 from shards.pipeline.tasks import Commit, Task, answer, write_task
-from shards.pipeline.writers import Request
 from shards.prompts import ChatTemplate
 from shards.sample import Continuation
 from shards.sets.shard_set import ShardSet
 from shards.sets.store import open_store
 from shards.sets.tokens import token_counts
+from shards.writers.protocol import Request
 from tests.bench.data.clips import Clips
 
 PROMPT = "continue_emotion"

@@ -24,12 +24,12 @@ from blsp.standins import train_tokenizer
 from shards.audio import SAMPLE_RATE
 from shards.batches.collate import Batch, Collator
 from shards.miniature.world import split_sentences
-from shards.pipeline.writers import kept_predictions
 from shards.prompts import ChatTemplate
 from shards.sample import EMOTIONS, Continuation, Utterance
 from shards.sets.cached_teacher import CachedTeacher
 from shards.sets.shard_set import Sample
 from shards.sets.teacher import TeacherSpec
+from shards.writers.with_transformers import kept_predictions
 from tests.bench.train.shapes import Shapes
 
 TOP_K = 32

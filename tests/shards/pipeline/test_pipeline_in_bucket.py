@@ -16,9 +16,9 @@ import pytest
 
 from shards.pipeline.job import Progress, ShardJob, Summary
 from shards.pipeline.tasks import Commit, answer, write_task
-from shards.pipeline.writers import Writer
 from shards.sets.shard_set import ShardSet
 from shards.sets.store import open_store
+from shards.writers.protocol import Writer
 from tests.shards.s3_server import ROOT, S3Server, failing
 
 Make = Callable[..., Summary]

@@ -13,8 +13,8 @@ import pytest
 from shards.pipeline import run as pipeline
 from shards.pipeline.job import ShardJob
 from shards.pipeline.run import write_shards
-from shards.pipeline.writers import Writer
 from shards.sets.shard_set import ShardSet
+from shards.writers.protocol import Writer
 from tests.bench.kill_shards import (
     CLIPS_PER_SHARD,
     command,

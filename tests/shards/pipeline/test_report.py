@@ -11,8 +11,8 @@ import pytest
 
 from shards.pipeline.job import Progress, ShardJob, Summary
 from shards.pipeline.report import Speed
-from shards.pipeline.writers import Writer
 from shards.prompts import ChatTemplate
+from shards.writers.protocol import Writer
 
 Make = Callable[..., Summary]
 

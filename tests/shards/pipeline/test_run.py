@@ -17,9 +17,9 @@ import pytest
 from cluster.lock import folder_lock
 from shards.pipeline.job import Progress, ShardJob, Summary
 from shards.pipeline.run import write_shards
-from shards.pipeline.writers import Request, Writer
 from shards.sample import Continuation
 from shards.sets.shard_set import ShardSet
+from shards.writers.protocol import Request, Writer
 
 Make = Callable[..., Summary]
 

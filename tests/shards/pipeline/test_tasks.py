@@ -27,11 +27,11 @@ from shards.pipeline.tasks import (
     requests,
     write_task,
 )
-from shards.pipeline.writers import Request
 from shards.prompts import ChatTemplate
 from shards.sample import Continuation, Utterance
 from shards.sets.store import Store, open_store
 from shards.sets.tokens import TOKEN_COUNTS, count_tokens
+from shards.writers.protocol import Request
 from tests.shards.test_audio import bad_files
 
 PROMPT = "continue_emotion"

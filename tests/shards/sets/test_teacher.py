@@ -17,7 +17,6 @@ from shards.batches.plan import Plan
 from shards.batches.reader import Reader
 from shards.pipeline.job import ShardJob, Summary
 from shards.pipeline.run import load_transformers_writer
-from shards.pipeline.writers import Request, TransformersWriter
 from shards.prompts import ChatTemplate
 from shards.sets.cached_teacher import CachedTeacher
 from shards.sets.index import decode_array
@@ -26,6 +25,8 @@ from shards.sets.shard_set import CorruptSample, Sample, ShardSet
 from shards.sets.teacher import TeacherSpec
 from shards.sets.tokens import token_counts
 from shards.sets.verify import verify
+from shards.writers.protocol import Request
+from shards.writers.with_transformers import TransformersWriter
 from tests.shards.sets.made import flip, tar_of
 
 SPEC = TeacherSpec(8, (1.0, 2.0))

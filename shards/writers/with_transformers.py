@@ -1,79 +1,22 @@
-"""Who writes the continuations: a text LLM reads each transcript and goes on with it.
-
-Every target that the speech model learns comes from here. The LLM sees exactly the token ids that training later shows
-it (`ChatTemplate`), decodes greedily, and a text that says nothing or refuses is dropped with a reason.
-"""
+"""Continuations by any chat LLM that transformers loads."""
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.foreign_models import in_a_sentence, refuse_kernels
 from shards.prompts import PROMPTS, ChatTemplate
-from shards.sample import Continuation, Message
+from shards.sample import Continuation
 from shards.sets.teacher import TeacherSpec
+from shards.writers.fingerprint import model_fingerprint, named_in_errors
+from shards.writers.protocol import Request
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_SAMPLED_BYTES = 2**20  # of either end of a weight file: enough to tell two trainings apart, whatever its size
-_REFUSALS = (
-    r"\bas an? (ai|artificial intelligence)\b|\b(language|ai) model\b|\bi('m| am) sorry, but\b",
-    r"\bi (cannot|can't|am unable to|am not able to) (assist|help|continue|provide|fulfil)",
-    r"作为(一个|一名)?(人工智能|AI|语言模型)|(很抱歉|对不起).{0,8}(无法|不能)",
-    r"\bals (eine? )?(ki|künstliche intelligenz|sprachmodell)\b|\bes tut mir leid, aber ich kann\b",
-    r"\ben tant qu'?(ia|intelligence artificielle|modèle de langage)\b|\bje suis désolée?, mais je ne peux\b",
-    r"\bcomo (una? )?(ia|inteligencia artificial|modelo de lenguaje)\b|\blo siento, pero no puedo\b",
-)
-_REFUSAL = re.compile("|".join(_REFUSALS), re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Request:
-    """A transcript to continue, or to answer. `emotion` is the label that the prompt names; None under prompts that
-    name none. `messages` are the turns before it."""
-
-    text: str
-    emotion: str | None
-    prompt: str
-    messages: tuple[Message, ...] = ()
-
-
-class Writer(Protocol):
-    """What the pipeline needs of a writer; `name` says all that a text depends on."""
-
-    name: str
-
-    @property
-    def template(self) -> ChatTemplate | None:
-        """With its tokenizer tokens are counted as texts are written; None of a writer that has none here."""
-        ...
-
-    def write(self, requests: Sequence[Request]) -> list[Continuation]:
-        """One continuation per request, in order; the text may be empty."""
-        ...
-
-    def teach(
-        self, requests: Sequence[Request], continuations: Sequence[Continuation], spec: TeacherSpec
-    ) -> list[NDArray[np.void]]:
-        """What the LLM predicts at each response token of each continuation: rows of `spec.row`."""
-        ...
-
-
-def drop_reason(text: str) -> str | None:
-    """Why a continuation is no target to learn: `llm_empty`, `llm_refusal`, or None when it is one."""
-    if not text.strip():
-        return "llm_empty"
-    return "llm_refusal" if _REFUSAL.search(text) else None
 
 
 def kept_predictions(logits: Tensor, spec: TeacherSpec) -> NDArray[np.void]:
@@ -88,42 +31,6 @@ def kept_predictions(logits: Tensor, spec: TeacherSpec) -> NDArray[np.void]:
     for i, temperature in enumerate(spec.temperatures):
         rows["log_z"][:, i] = (logits / temperature).logsumexp(1).cpu().numpy()
     return rows
-
-
-def model_fingerprint(llm: str, revision: str | None) -> str:
-    """`name@version`: for a folder 12 hex digits of its files (cheap: large ones by size and both ends), for a hub id
-    its revision. Raises ValueError for a folder without a model, or that is not there."""
-    folder = Path(llm)
-    if not folder.is_dir():
-        meant_as_folder = folder.is_absolute() or llm.startswith(".") or llm.count("/") > 1
-        if meant_as_folder or (llm.count("/") == 1 and folder.parent.is_dir()):
-            raise ValueError(f"{llm}: no such folder; give the model's folder or its hub id")
-        return f"{llm}@{revision or 'main'}"
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{llm}: holds no config.json; a model's folder is what `save_pretrained` writes")
-    digest = hashlib.blake2b(digest_size=6)
-    # transformers reads the older format only where there is no other; beside it a folder may hold any .bin file.
-    weights = ".safetensors" if any(folder.glob("*.safetensors")) else ".bin"
-    for path in sorted(folder.iterdir()):
-        if path.suffix not in {weights, ".json", ".jinja", ".txt", ".model", ".tiktoken"}:
-            continue
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}:".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(_SAMPLED_BYTES))
-            file.seek(max(size - _SAMPLED_BYTES, 0))
-            digest.update(file.read(_SAMPLED_BYTES))
-    return f"{folder.resolve().name}@{digest.hexdigest()}"
-
-
-@contextmanager
-def named_in_errors(model: str) -> Iterator[None]:
-    """Puts the name of the model before what transformers says; without a network it says only that there is none."""
-    try:
-        yield
-    except OSError as error:
-        words = " ".join(str(error).split())
-        raise OSError(words if model in words else f"{model}: {words}") from error
 
 
 class TransformersWriter:

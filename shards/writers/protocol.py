@@ -1,0 +1,50 @@
+"""What the pipeline asks of a writer of continuations, and what it gets.
+
+Every target that the speech model learns comes from one. The LLM sees exactly the token ids that training later shows
+it (`ChatTemplate`), and decodes greedily.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.prompts import ChatTemplate
+from shards.sample import Continuation, Message
+from shards.sets.teacher import TeacherSpec
+
+
+@dataclass(frozen=True)
+class Request:
+    """A transcript to continue, or to answer. `emotion` is the label that the prompt names; None under prompts that
+    name none. `messages` are the turns before it."""
+
+    text: str
+    emotion: str | None
+    prompt: str
+    messages: tuple[Message, ...] = ()
+
+
+class Writer(Protocol):
+    """What the pipeline needs of a writer; `name` says all that a text depends on."""
+
+    name: str
+
+    @property
+    def template(self) -> ChatTemplate | None:
+        """With its tokenizer tokens are counted as texts are written; None of a writer that has none here."""
+        ...
+
+    def write(self, requests: Sequence[Request]) -> list[Continuation]:
+        """One continuation per request, in order; the text may be empty."""
+        ...
+
+    def teach(
+        self, requests: Sequence[Request], continuations: Sequence[Continuation], spec: TeacherSpec
+    ) -> list[NDArray[np.void]]:
+        """What the LLM predicts at each response token of each continuation: rows of `spec.row`."""
+        ...
