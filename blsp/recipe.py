@@ -277,6 +277,9 @@ class ShardRecipe(Section):
 
     kind: Literal["shard"]
     manifests: Listed[FilePath] = Field((), description="manifests to read (what `blsp manifest` wrote)")
+    splits: NonEmpty[Text] = Field(
+        ("train",), description="whose clips are taken; test stands for test-clean and test-other too"
+    )
     base: Location | None = Field(
         None, description="in place of manifests: a shard set that gets new continuations while its audio stays there"
     )
@@ -317,7 +320,7 @@ class LinearSystem(Section):
 
     type: Literal["linear"]
     name: Text
-    train: FilePath = Field(description="manifest with emotions to fit it on")
+    train: FilePath = Field(description="manifest with emotions; it is fitted on the split train")
 
 
 class SpeechSystem(Section):
@@ -336,6 +339,7 @@ class EvalRecipe(Section):
 
     kind: Literal["eval"]
     manifest: FilePath = Field(description="test utterances with text and emotion")
+    split: Text | None = Field("test", description="of which split of the manifest they are; null: all of it")
     out: FilePath = Field(description="folder of the result")
     llm: Text = Field(description="the text LLM whose own continuations are the references: a folder or a hub id")
     max_new_tokens: PositiveInt = 48

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -36,8 +36,9 @@ def words(error: BaseException) -> str:
     return said[0].lower() + said[1:] if said else str(error)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` with `content`: readers see the old file or the new one, never a part. Makes the folder.
+def write_atomically(path: Path, content: bytes | Iterable[bytes]) -> None:
+    """Replace `path` with `content`, whole or in parts: readers see the old file or the new one, never a part. Makes
+    the folder.
 
     An OSError names `path`, not the temporary file.
     """
@@ -48,13 +49,13 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def _write_atomically(path: Path, content: bytes | Iterable[bytes]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
+            file.writelines([content] if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o644)

@@ -6,7 +6,7 @@ import difflib
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -138,16 +138,21 @@ def validate(recipe: RecipeName, overrides: Overrides = None) -> None:
 
 @app.command()
 def manifest(
-    reader: Annotated[str, typer.Argument(metavar="READER", help="The corpus's layout: jsonl, emodb.")],
-    root: Annotated[Path, typer.Argument(metavar="ROOT", help="The corpus: its folder, or the .jsonl file.")],
+    corpus: Annotated[str, typer.Argument(metavar="CORPUS", help="Its name, as `blsp manifest --help` lists them.")],
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="The corpus as it was unpacked: a folder, or a file.")],
     out: Annotated[
         Path, typer.Argument(metavar="OUT", help="Manifest to write; rejects go to OUT.rejects.jsonl beside it.")
     ],
+    text: Annotated[
+        Literal["lower", "raw", "both"],
+        typer.Option(help="Transcripts in lower case, as the corpus has them, or both. Use one for all corpora."),
+    ] = "lower",
+    subset: Annotated[str | None, typer.Option(help="Of GigaSpeech and WenetSpeech: XS, S, M, L, XL.")] = None,
 ) -> None:
     """Read a corpus into a manifest."""
     from launcher import data
 
-    data.manifest(reader, root, out)
+    data.manifest(corpus, root, out, text=text, subset=subset)
 
 
 shard.command("recipe", hidden=True)(cluster_verbs.shard)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -12,21 +14,29 @@ from blsp.recipe import ShardRecipe
 from launcher.errors import BEGINS_ANEW, on_ctrl_c
 from launcher.progress import Progress
 
+if TYPE_CHECKING:
+    from shards.corpora.text import TextStyle
 
-def manifest(reader: str, root: Path, out: Path) -> None:
+
+def manifest(corpus: str, root: Path, out: Path, *, text: TextStyle, subset: str | None) -> None:
     """Reads a corpus into a manifest and prints what became of it."""
-    from shards.corpora import build_manifest
+    from shards.corpora.build import build_manifest
 
     with on_ctrl_c(f"stopped before anything was written; {BEGINS_ANEW}"):
-        counts = build_manifest(reader, root, out)
+        counts = build_manifest(corpus, root, out, text, subset)
     print_counts(
         [
             ("read", counts.read, ""),
-            ("kept", counts.kept, ", ".join(f"{number} {emotion}" for emotion, number in counts.emotions.items())),
-            *(("dropped", number, reason) for reason, number in counts.dropped.items()),
+            ("kept", counts.kept, _numbers(counts.emotions)),
+            *(("split", number, name) for name, number in sorted(counts.splits.items())),
+            *(("dropped", number, reason) for reason, number in counts.dropped.most_common()),
         ]
     )
     print(out)
+
+
+def _numbers(counts: Counter[str]) -> str:
+    return ", ".join(f"{number} {name}" for name, number in counts.most_common())
 
 
 def shard(recipe: ShardRecipe) -> None:
@@ -39,6 +49,7 @@ def shard(recipe: ShardRecipe) -> None:
     job = jobs.ShardJob(
         manifests=recipe.manifests,
         base=recipe.base,
+        splits=recipe.splits,
         out=recipe.out,
         llm=recipe.writer.llm,
         revision=recipe.writer.revision,

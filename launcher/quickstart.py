@@ -53,7 +53,7 @@ def steps(seed: int) -> list[Step]:
     return [
         Step("synthesise speech", (f"miniature world world --seed {seed}",)),
         *(
-            Step("manifests", (f"manifest jsonl world/{c}.jsonl manifests/{c}.jsonl",))
+            Step("manifests", (f"manifest jsonl world/{c}.jsonl manifests/{c}.jsonl --text raw",))
             for c in ("asr", "ser", "dev", "test")
         ),
         Step("stand-ins for pretrained models", models),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +23,10 @@ _MAX_LINE_BYTES = 2**17
 class Reject:
     """An input that was left out. `source` says where it stood (`file:line`, path or id).
 
-    `reason` is a code: bad_json, no_text, unknown_emotion, duplicate_id; of audio missing_audio, lfs_pointer,
-    unreadable, empty_audio, span_past_end, too_short, too_long, nan, silent, decoder_crash, decoder_hang; of the LLM
-    llm_empty, llm_refusal; of samples in tars of others refused_member, ambiguous, too_large. `detail` is a sentence.
+    `reason` is a code: of labels bad_json, bad_line, no_text, unknown_emotion, duplicate_id; of audio missing_audio,
+    lfs_pointer, unreadable, empty_audio, span_past_end, too_short, too_long, nan, silent, decoder_crash, decoder_hang;
+    of the LLM llm_empty, llm_refusal; of samples in tars of others refused_member, ambiguous, too_large. `detail` is a
+    sentence.
     """
 
     source: str
@@ -116,6 +117,11 @@ def read_manifest(path: Path) -> list[Utterance]:
     return utterances
 
 
+def none_of_split(path: Path, splits: Sequence[str], there: Iterable[str]) -> ValueError:
+    """What is said about a manifest without a clip of the `splits` that are wanted."""
+    return ValueError(f"{path}: no clip of split {' or '.join(splits)}; there are {', '.join(sorted(there))}")
+
+
 def empty_manifest(path: Path) -> ValueError:
     """What is said about a manifest that names no clip."""
     return ValueError(f"{path}: an empty manifest; make one with `blsp manifest READER ROOT {path}`")
@@ -141,18 +147,20 @@ def parse_line(line: bytes) -> dict[str, object]:
 
 def write_manifest(path: Path, utterances: Iterable[Utterance]) -> None:
     """Write the utterances sorted by id, all or nothing."""
+    write_sorted_manifest(path, sorted(utterances, key=lambda utterance: utterance.id))
+
+
+def write_sorted_manifest(path: Path, utterances: Iterable[Utterance]) -> None:
+    """Write utterances that come sorted by id, all or nothing; no two of them are in memory at once."""
     folder = path.absolute().parent
-    rows = (
-        utterance.with_paths(lambda audio: portable_path(audio, folder)).to_json()
-        for utterance in sorted(utterances, key=lambda utterance: utterance.id)
-    )
-    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    rows = (utterance.with_paths(lambda audio: portable_path(audio, folder)).to_json() for utterance in utterances)
+    write_atomically(path, (f"{json.dumps(row, ensure_ascii=False)}\n".encode() for row in rows))
 
 
 def write_rejects(path: Path, rejects: Iterable[Reject]) -> None:
     """Write one JSON object per reject, in the order given, all or nothing."""
-    rows = (json.dumps(dataclasses.asdict(reject), ensure_ascii=False) + "\n" for reject in rejects)
-    write_atomically(path, "".join(rows).encode())
+    rows = (json.dumps(dataclasses.asdict(reject), ensure_ascii=False) for reject in rejects)
+    write_atomically(path, (f"{row}\n".encode() for row in rows))
 
 
 def portable_path(audio: str, folder: Path) -> str:

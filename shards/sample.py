@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -126,8 +126,10 @@ class Utterance:
     """One line of a manifest: a span of audio, what was said, and (in emotion corpora) how.
 
     `audio` is a path, absolute or relative to the manifest's folder. `start_s` and `duration_s` are seconds
-    below 1e7; `duration_s=None` means "to the end of the file". `emotion` is one of EMOTIONS or None. `messages` are
-    the turns before it if it is the last one of a conversation: of the user and the assistant in turn.
+    below 1e7; `duration_s=None` means "to the end of the file". `emotion` is one of EMOTIONS or None. `text_raw` is the
+    transcript as the corpus has it, where `text` is in another style and both are kept. `turn` is its place in its
+    `dialogue`, from 0. `messages` are the turns before it if it is the last one of a conversation: of the user and the
+    assistant in turn.
     """
 
     id: str
@@ -141,6 +143,10 @@ class Utterance:
     language: str | None = None
     split: str = "train"
     licence: str | None = None
+    text_raw: str | None = None
+    session: str | None = None
+    dialogue: str | None = None
+    turn: int | None = None
     messages: tuple[Message, ...] = ()
 
     def __post_init__(self) -> None:
@@ -163,7 +169,8 @@ class Utterance:
         types: dict[str, tuple[type, ...]] = {
             "id": text, "audio": text, "text": text, "corpus": text, "start_s": (int, float),
             "duration_s": _OPTIONAL_NUMBER, "emotion": optional_text, "speaker": optional_text,
-            "language": optional_text, "split": text, "licence": optional_text, "messages": (list,),
+            "language": optional_text, "split": text, "licence": optional_text, "text_raw": optional_text,
+            "session": optional_text, "dialogue": optional_text, "turn": (int, type(None)), "messages": (list,),
         }  # fmt: skip
         values = _checked(cls, record, types)
         return cls(**{**values, "messages": _messages(values.get("messages", []))})
@@ -174,6 +181,10 @@ class Utterance:
         if self.messages:
             record["messages"] = [message.to_json() for message in self.messages]
         return record
+
+    def in_split(self, splits: Sequence[str]) -> bool:
+        """Whether it is of one of them; `test` stands for `test-clean` and all others that begin so too."""
+        return any(self.split == name or self.split.startswith(f"{name}-") for name in splits)
 
     @property
     def spans(self) -> list[tuple[str, float, float | None]]:

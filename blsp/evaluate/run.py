@@ -42,7 +42,7 @@ def evaluate(recipe: EvalRecipe, on_progress: Progress) -> dict[str, Any]:
 
 def _evaluate(recipe: EvalRecipe, on_progress: Progress) -> dict[str, Any]:
     started = time.monotonic()
-    clips = read_labelled(recipe.manifest)
+    clips = read_labelled(recipe.manifest, recipe.split)
     for spec in recipe.systems:
         Workshop.check(spec)
     _require_audio(clips, recipe.manifest, on_progress)

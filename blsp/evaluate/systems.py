@@ -25,16 +25,20 @@ from blsp.hf.convert import is_transformers_folder, load_model
 from blsp.model import SpeechLM
 from cluster.json_files import read_object
 from shards.audio import load_audio
-from shards.manifest import read_manifest
+from shards.manifest import none_of_split, read_manifest
 from shards.sample import EMOTIONS, Utterance
 from shards.writers.fingerprint import model_fingerprint
 from shards.writers.protocol import Request, Writer
 from shards.writers.with_transformers import TransformersWriter
 
 
-def read_labelled(manifest: Path) -> list[Utterance]:
-    """The utterances of a manifest in which each has an emotion. Raises ValueError naming the first without."""
-    utterances = read_manifest(manifest)
+def read_labelled(manifest: Path, split: str | None) -> list[Utterance]:
+    """The utterances of a manifest's split, of which each has an emotion. Raises ValueError naming the first without,
+    and for a manifest that has none of that split."""
+    everything = read_manifest(manifest)
+    utterances = [utterance for utterance in everything if split is None or utterance.in_split([split])]
+    if not utterances and split is not None:
+        raise none_of_split(manifest, [split], {utterance.split for utterance in everything})
     if conversations := [utterance.id for utterance in utterances if utterance.messages]:
         raise ValueError(
             f"{manifest}: {len(conversations)} of its lines are conversations, the first {conversations[0]!r}; systems "
@@ -220,7 +224,7 @@ class Workshop:
                 model_fingerprint(spec.llm, None)
                 model_fingerprint(spec.asr, None)
             case recipes.LinearSystem():
-                read_labelled(spec.train)
+                read_labelled(spec.train, "train")
             case recipes.SpeechSystem():
                 if not is_transformers_folder(spec.run):
                     export_config(spec.run / "export")
@@ -233,6 +237,6 @@ class Workshop:
             case recipes.CascadeSystem():
                 return CascadeSystem(spec.name, open_recogniser(spec.asr), self.llm(spec.llm))
             case recipes.LinearSystem():
-                return LinearSystem(spec.name, read_labelled(spec.train))
+                return LinearSystem(spec.name, read_labelled(spec.train, "train"))
             case recipes.SpeechSystem():
                 return SpeechSystem(spec.name, load_model(spec.run), self._max_new_tokens)

@@ -9,9 +9,9 @@ rejected and counted.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
+from shards.corpora.corpus import Corpus, Items, audio_fault, folder_of
 from shards.manifest import Reject
 from shards.sample import Utterance
 
@@ -32,11 +32,9 @@ _SENTENCES = {
 }
 
 
-def read(root: Path) -> Iterator[Utterance | Reject]:
+def read(root: Path) -> Items:
     """Yields an utterance or a reject per wav file, by name. Raises ValueError when `root` has no folder `wav`."""
-    folder = root.absolute() / "wav"
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; EmoDB's root holds a folder 'wav' with files like 03a01Fa.wav")
+    folder = folder_of(root, "wav", "EmoDB's root holds a folder 'wav' with files like 03a01Fa.wav")
     for path in sorted(folder.glob("*.wav")):
         name = _NAME.fullmatch(path.stem)
         if name is None or name["sentence"] not in _SENTENCES:
@@ -44,8 +42,20 @@ def read(root: Path) -> Iterator[Utterance | Reject]:
         elif name["emotion"] in _OTHER_EMOTIONS:
             emotion = _OTHER_EMOTIONS[name["emotion"]]
             yield Reject(str(path), "unknown_emotion", f"{emotion} has no place among the five emotions")
+        elif fault := audio_fault(path):
+            yield fault
         else:
             yield Utterance(
                 id=f"emodb-{path.stem}", audio=str(path), text=_SENTENCES[name["sentence"]], corpus="emodb",
-                emotion=_EMOTIONS[name["emotion"]], speaker=name["speaker"], language="de", licence="free",
+                emotion=_EMOTIONS[name["emotion"]], speaker=name["speaker"], language="de", licence=CORPUS.licence,
             )  # fmt: skip
+
+
+CORPUS = Corpus(
+    title="EmoDB",
+    url="http://emodb.bilderbar.info",
+    licence="free",
+    read=read,
+    official={"train": 535},
+    official_emotions={"neutral": 79, "happy": 71, "angry": 127, "sad": 62},
+)

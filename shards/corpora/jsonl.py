@@ -14,14 +14,14 @@ the name of the file is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from shards.corpora.corpus import Corpus, Items, audio_fault
 from shards.manifest import Reject, parse_line
 from shards.sample import EMOTIONS, Utterance
 
 
-def read(root: Path) -> Iterator[Utterance | Reject]:
+def read(root: Path) -> Items:
     """Yields an utterance or a reject per line, in file order. Raises ValueError when `root` is not a file."""
     if not root.is_file():
         raise ValueError(f"{root}: not a file; the reader 'jsonl' takes a .jsonl file")
@@ -43,10 +43,11 @@ def _read_line(line: bytes, source: str, root: Path) -> Utterance | Reject:
         utterance = Utterance.from_json(record)
     except ValueError as error:
         return Reject(source, "bad_json", str(error))
-    if not utterance.text.strip():
-        return Reject(source, "no_text", "the text is empty")
     utterance = utterance.with_paths(lambda audio: str(root.absolute().parent / audio))
     for path, *_ in utterance.spans:
-        if not Path(path).is_file():
-            return Reject(source, "missing_audio", f"{path}: no such file")
+        if fault := audio_fault(Path(path)):
+            return Reject(source, fault.reason, f"{path}: {fault.detail}")
     return utterance
+
+
+CORPUS = Corpus(title="any corpus as JSON lines", url="", licence="", read=read)

@@ -195,6 +195,8 @@ def _write_takes(args: tuple[Sequence[Take], Path]) -> list[tuple[dict[str, obje
             "id": take.id, "audio": path, "text": take.text, "speaker": take.voice, "language": "en",
             "licence": "CC0-1.0",
         }  # fmt: skip
+        if (corpus := take.id.split("-")[0]) in ("dev", "test"):
+            line["split"] = corpus
         if take.labelled:
             line["emotion"] = take.emotion
         written.append((line, marks))

@@ -18,7 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.decoder import Span
-from shards.manifest import LineErrors, Reject, empty_manifest, parse_utterance, portable_path, read_lines
+from shards.manifest import (
+    LineErrors,
+    Reject,
+    empty_manifest,
+    none_of_split,
+    parse_utterance,
+    portable_path,
+    read_lines,
+)
 from shards.sample import Utterance
 from shards.sets.index import AudioAt, name_hash
 
@@ -83,26 +91,31 @@ class ClipLines:
             yield Reject(f"{manifest}: {name}", "duplicate_id", f"id {name!r} is in an earlier manifest too")
 
 
-def scan_manifests(manifests: Sequence[Path]) -> ClipLines:
-    """Every line is checked.
+def scan_manifests(manifests: Sequence[Path], splits: Sequence[str]) -> ClipLines:
+    """Every line is checked; those of the `splits` make the clips.
 
     Raises ValueError with one line `file:line: what is wrong` per bad line (the first ten), for an id that occurs twice
-    in one manifest, and for a manifest without utterances; OSError when one cannot be read.
+    in one manifest, and for a manifest without utterances in the splits; OSError when one cannot be read.
     """
     packed, errors = bytearray(), LineErrors()
     content = hashlib.blake2b(digest_size=8)
     licences: Counter[tuple[str, str | None]] = Counter()
     for position, manifest in enumerate(manifests):
+        others: Counter[str] = Counter()
         empty = True
         for line in read_lines(manifest, errors):
-            utterance, empty = line.utterance, False
+            utterance = line.utterance
+            if not utterance.in_split(splits):
+                others[utterance.split] += 1
+                continue
+            empty = False
             duration_s = sum(float("nan") if duration is None else duration for *_, duration in utterance.spans)
             crc = zlib.crc32(line.data)
             packed += _ROW.pack(name_hash(utterance.id), line.offset, len(line.data), crc, position, duration_s)
             licences[utterance.corpus, utterance.licence] += 1
             content.update(line.data.strip() + b"\n")
         if empty and not errors:
-            raise empty_manifest(manifest)
+            raise none_of_split(manifest, splits, others) if others else empty_manifest(manifest)
     rows: NDArray[np.void] = np.frombuffer(packed, CLIP_LINE)
     rows = rows[np.argsort(rows["id_hash"], kind="stable")]  # equal hashes stay in the order of reading
     del packed

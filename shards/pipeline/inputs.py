@@ -44,8 +44,8 @@ class FromManifests:
     """Shards of `clips_per_shard` clips in the order of their ids' hashes, so that each is a fair mixture of all
     corpora. Raises as `scan_manifests`."""
 
-    def __init__(self, manifests: Sequence[Path], clips_per_shard: int) -> None:
-        self._lines: ClipLines = scan_manifests(manifests)
+    def __init__(self, manifests: Sequence[Path], splits: Sequence[str], clips_per_shard: int) -> None:
+        self._lines: ClipLines = scan_manifests(manifests, splits)
         rows = self._lines.rows
         parts = [rows[start : start + clips_per_shard] for start in range(0, len(rows), clips_per_shard)]
         self.tasks: Sequence[Task] = [Task(number, len(part), part) for number, part in enumerate(parts)]

@@ -16,12 +16,13 @@ from shards.sets.teacher import TeacherSpec
 
 @dataclass(frozen=True, kw_only=True)
 class ShardJob:
-    """What to make, of manifests or of the shard set `base`. `cpu_actors=None` is one per core; `ray_address=None`
-    starts Ray on this machine."""
+    """What to make, of the `splits` of manifests or of the shard set `base`. `cpu_actors=None` is one per core;
+    `ray_address=None` starts Ray on this machine."""
 
     out: str | Path
     llm: str
     manifests: tuple[Path, ...] = ()
+    splits: tuple[str, ...] = ("train",)
     base: str | Path | None = None
     revision: str | None = None
     prompt: str = "continue"
@@ -53,7 +54,7 @@ class ShardJob:
         """Read and checked. Raises ValueError for bad manifests or a base that is no finished set."""
         if self.base is not None:
             return FromBase(str(self.base))
-        return FromManifests(self.manifests, self.clips_per_shard)
+        return FromManifests(self.manifests, self.splits, self.clips_per_shard)
 
     def clip_reader(self) -> Callable[[Task], list[Clip]]:
         """What workers read their clips with."""

@@ -41,8 +41,8 @@ def folds(utterances: Sequence[Utterance]) -> Iterator[tuple[str, list[Utterance
     if len(speakers) < 2:
         raise ValueError(f"speaker-disjoint folds need two speakers or more, got {', '.join(speakers) or 'none'}")
     for speaker in speakers:
-        others = [utterance for utterance in utterances if utterance.speaker != speaker]
-        yield speaker, others, [utterance for utterance in utterances if utterance.speaker == speaker]
+        others = [dataclasses.replace(u, split="train") for u in utterances if u.speaker != speaker]
+        yield speaker, others, [dataclasses.replace(u, split="test") for u in utterances if u.speaker == speaker]
 
 
 def commands(fold: str) -> list[str]:
@@ -130,7 +130,7 @@ def run(quickstart: Path, root: Path) -> dict[str, Any]:
     """All folds, and what they give together. Raises ValueError when a command fails or the quickstart is missing."""
     if not (quickstart / "runs/stage1/export").is_dir():
         raise ValueError(f"{quickstart}: no runs/stage1/export here; run `blsp quickstart {quickstart}` first")
-    blsp(f"manifest emodb {shlex.quote(str(root.absolute()))} emodb/all.jsonl", quickstart)
+    blsp(f"manifest emodb {shlex.quote(str(root.absolute()))} emodb/all.jsonl --text raw", quickstart)
     rows: list[Row] = []
     for speaker, train, test in folds(read_manifest(quickstart / "emodb/all.jsonl")):
         fold = f"emodb/fold-{speaker}"

@@ -12,7 +12,7 @@ import soundfile
 from blsp.evaluate.scoring import Row
 from blsp.recipe import EvalRecipe
 from launcher.recipe_files import load_kind
-from shards.corpora import build_manifest
+from shards.corpora.build import build_manifest
 from shards.manifest import read_manifest
 from tests.bench import emodb
 

@@ -102,7 +102,15 @@ class DeafRecogniser:
 
 
 def recipe(manifest: Path, llm: Path, out: Path, *entries: dict[str, str]) -> EvalRecipe:
-    values = {"kind": "eval", "manifest": manifest, "out": out, "llm": str(llm), "max_new_tokens": 6, "batch_size": 16}
+    values = {
+        "kind": "eval",
+        "manifest": manifest,
+        "split": "train",
+        "out": out,
+        "llm": str(llm),
+        "max_new_tokens": 6,
+        "batch_size": 16,
+    }
     return EvalRecipe.model_validate({**values, "systems": entries})
 
 

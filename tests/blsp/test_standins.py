@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2ForCausalLM, 
 from blsp.encoder import load_whisper_encoder
 from blsp.standins import WordRecogniser, train_encoder, train_llm
 from shards.audio import load_audio
-from shards.corpora import build_manifest
+from shards.corpora.build import build_manifest
 from shards.manifest import read_manifest
 from shards.miniature.world import sentences, takes, write_corpora
 from shards.prompts import ChatTemplate
@@ -36,7 +36,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Losses]:
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("corpus")
     list(write_corpora(root, takes(8, 0, 0, 0, seed=1)))
-    build_manifest("jsonl", root / "asr.jsonl", root / "manifest.jsonl")
+    build_manifest("jsonl", root / "asr.jsonl", root / "manifest.jsonl", text="raw")
     return root
 
 

@@ -26,7 +26,7 @@ from transformers import (
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from blsp.recipe import ModelSection, StageSection
-from shards.corpora import build_manifest
+from shards.corpora.build import build_manifest
 from shards.pipeline import run as pipeline
 from shards.pipeline.job import ShardJob
 from shards.pipeline.tasks import Commit, Task, answer, write_task
@@ -131,7 +131,7 @@ def make_shards(
         label = {"emotion": EMOTIONS[i % 5], "corpus": corpus} if i >= unlabelled else {"corpus": corpus}
         lines.append(json.dumps({"audio": f"{i:02d}.wav", "text": text, **label}))
     (root / "clips.jsonl").write_text("\n".join(lines))
-    build_manifest("jsonl", root / "clips.jsonl", root / "manifest.jsonl")
+    build_manifest("jsonl", root / "clips.jsonl", root / "manifest.jsonl", text="raw")
     return shards_of(root / "manifest.jsonl", prompt, llm, teacher)
 
 

@@ -119,7 +119,7 @@ def test_manifest_counts_what_it_kept_and_dropped(tmp_path: Path) -> None:
         {"audio": "a.wav", "text": "one", "emotion": "happy"},
         {"audio": "b.wav", "text": "two", "emotion": "bored"},
     ]
-    (tmp_path / "a.wav").touch()
+    (tmp_path / "a.wav").write_bytes(b"RIFF")
     (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "{not json\n")
     done = blsp("manifest", "jsonl", "corpus.jsonl", "out.jsonl", folder=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from shards.corpora import build_manifest
+from shards.corpora.build import build_manifest
 from shards.pipeline import run as pipeline
 from shards.pipeline.job import Progress, ShardJob, Summary
 from shards.pipeline.tasks import Commit, Task, answer, write_task
@@ -40,7 +40,7 @@ def corpus(tmp_path: Path) -> Path:
         record = {"audio": f"wav/{i:02d}.wav", "text": f"Sentence number {i}.", "emotion": EMOTIONS[i % 5]}
         lines.append(json.dumps(record))
     (root / "tones.jsonl").write_text("\n".join(lines))
-    build_manifest("jsonl", root / "tones.jsonl", root / "manifest.jsonl")
+    build_manifest("jsonl", root / "tones.jsonl", root / "manifest.jsonl", text="raw")
     return root / "manifest.jsonl"
 
 

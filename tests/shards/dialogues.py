@@ -10,7 +10,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from shards.corpora import build_manifest
+from shards.corpora.build import build_manifest
 from shards.sample import EMOTIONS
 
 FORMS = ("", "s", "w", "sws", "ss")  # of the user's earlier turns: speech, or words alone
@@ -43,5 +43,5 @@ def make_dialogues(root: Path, number: int) -> tuple[Path, list[list[NDArray[np.
         lines.append(json.dumps({**line, "speaker": f"spk{i % 2}", **({"messages": messages} if messages else {})}))
         clips.append(waves)
     (root / "dialogues.jsonl").write_text("\n".join(lines))
-    build_manifest("jsonl", root / "dialogues.jsonl", root / "manifest.jsonl")
+    build_manifest("jsonl", root / "dialogues.jsonl", root / "manifest.jsonl", text="raw")
     return root / "manifest.jsonl", clips

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from shards.audio import load_audio
-from shards.corpora import build_manifest
+from shards.corpora.build import build_manifest
 from shards.miniature import world
 from shards.miniature.world import DEV_VOICES, TEST_VOICES, TRAIN_VOICES, split_sentences, takes
 from shards.sample import EMOTIONS
@@ -93,7 +93,7 @@ def test_only_emotion_corpora_tell_their_labels(root: Path) -> None:
 
 
 def test_the_corpora_are_read_as_any_users_are(root: Path, tmp_path: Path) -> None:
-    build_manifest("jsonl", root / "ser.jsonl", tmp_path / "ser.jsonl")
+    build_manifest("jsonl", root / "ser.jsonl", tmp_path / "ser.jsonl", text="raw")
     lines = [json.loads(line) for line in (tmp_path / "ser.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == [f"ser-{i:05d}" for i in range(5)]
     for line in lines:

@@ -32,7 +32,7 @@ def test_every_clip_is_in_one_task_in_an_order_that_only_ids_decide(
     tmp_path: Path, ids: list[str], size: int, random: object
 ) -> None:
     def tasks(manifests: list[Path]) -> list[list[str]]:
-        inputs = FromManifests(manifests, size)
+        inputs = FromManifests(manifests, ["train"], size)
         lines = [task.lines for task in inputs.tasks]
         return [[clip.utterance.id for clip in read_clips(manifests, part)] for part in lines if part is not None]
 
@@ -52,7 +52,7 @@ def test_what_is_read_is_what_read_manifest_reads(tmp_path: Path) -> None:
     ]
     rows.append(Utterance(id="inside", audio=str(tmp_path / "wav" / "a.wav"), text="", corpus="d", licence="free"))
     write_manifest(tmp_path / "m.jsonl", rows)
-    lines = scan_manifests([tmp_path / "m.jsonl"])
+    lines = scan_manifests([tmp_path / "m.jsonl"], ["train"])
     found = read_clips(lines.manifests, lines.rows)
     assert [name_hash(clip.utterance.id) for clip in found] == sorted(name_hash(row.id) for row in rows)
     there = [replace(clip.utterance, audio=clip.audio[0]) for clip in found]
@@ -63,7 +63,7 @@ def test_what_is_read_is_what_read_manifest_reads(tmp_path: Path) -> None:
 def test_an_id_counts_once_and_later_manifests_have_duplicates(tmp_path: Path) -> None:
     first = write(tmp_path / "a.jsonl", line("x", text="first"), line("y"))
     second = write(tmp_path / "b.jsonl", line("z"), line("x", text="second"))
-    lines = scan_manifests([first, second])
+    lines = scan_manifests([first, second], ["train"])
     assert {clip.utterance.id: clip.utterance.text for clip in read_clips(lines.manifests, lines.rows)} == {
         "x": "first", "y": "t", "z": "t",
     }  # fmt: skip
@@ -74,7 +74,7 @@ def test_two_ids_with_one_hash_are_two_clips(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(clips, "name_hash", lambda name: len(name))
     first = write(tmp_path / "a.jsonl", line("dd"), line("bb"), line("x"))
     second = write(tmp_path / "b.jsonl", line("aa"), line("dd"), line("cc"))
-    lines = scan_manifests([first, second])
+    lines = scan_manifests([first, second], ["train"])
     found = [clip.utterance.id for clip in read_clips(lines.manifests, lines.rows)]
     assert found == ["x", "aa", "bb", "cc", "dd"]
     assert len(lines.duplicates) == 1
@@ -84,7 +84,7 @@ def test_every_bad_line_of_every_manifest_is_named(tmp_path: Path) -> None:
     first = write(tmp_path / "a.jsonl", line("x"), "{", line("y"), line("x"))
     second = write(tmp_path / "b.jsonl", "", line("z", emotion="glad"), "x" * 200_000, line("w"))
     with pytest.raises(ValueError) as error:
-        scan_manifests([first, second])
+        scan_manifests([first, second], ["train"])
     told = str(error.value).splitlines()
     assert told[0].startswith(f"{first}:2: not JSON")
     assert told[1].startswith(f"{second}:2: unknown emotion 'glad'")
@@ -96,7 +96,7 @@ def test_every_bad_line_of_every_manifest_is_named(tmp_path: Path) -> None:
 
 def test_a_manifest_that_changes_under_a_job_is_noticed(tmp_path: Path) -> None:
     manifest = write(tmp_path / "a.jsonl", line("x"))
-    lines = scan_manifests([manifest])
+    lines = scan_manifests([manifest], ["train"])
     write(manifest, line("y"))
     with pytest.raises(ValueError, match="has changed since it was checked; run the same command again"):
         read_clips(lines.manifests, lines.rows)
@@ -105,9 +105,9 @@ def test_a_manifest_that_changes_under_a_job_is_noticed(tmp_path: Path) -> None:
 def test_a_clip_takes_32_bytes_however_long_its_transcript_is(tmp_path: Path) -> None:
     number = 5000
     write(tmp_path / "a.jsonl", *(line(f"clip-{i}", text="word " * 200) for i in range(number)))
-    scan_manifests([tmp_path / "a.jsonl"])
+    scan_manifests([tmp_path / "a.jsonl"], ["train"])
     tracemalloc.start()
-    lines = scan_manifests([tmp_path / "a.jsonl"])
+    lines = scan_manifests([tmp_path / "a.jsonl"], ["train"])
     kept, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert CLIP_LINE.itemsize == 32 and len(lines.rows) == number
@@ -119,11 +119,11 @@ def test_a_clip_takes_32_bytes_however_long_its_transcript_is(tmp_path: Path) ->
 @pytest.mark.parametrize("field", ["start_s", "duration_s"])
 def test_numbers_that_are_no_seconds_are_bad_lines(tmp_path: Path, field: str, number: str) -> None:
     fine = line("x", **{field: 0.75, "text": "t"})
-    assert len(scan_manifests([write(tmp_path / "a.jsonl", fine)]).rows) == 1
+    assert len(scan_manifests([write(tmp_path / "a.jsonl", fine)], ["train"]).rows) == 1
     manifest = write(tmp_path / "a.jsonl", fine.replace("0.75", number))
     told = r"Exceeds the limit" if len(number) > 4300 else rf"field '{field}' must be below 10,000,000 seconds, got 1"
     with pytest.raises(ValueError, match=rf"a\.jsonl:1: {told}"):
-        scan_manifests([manifest])
+        scan_manifests([manifest], ["train"])
 
 
 def _bytes_read() -> int:
@@ -136,7 +136,7 @@ def test_a_manifest_full_of_one_id_is_read_a_few_times_and_not_once_per_line(tmp
     manifest = write(tmp_path / "a.jsonl", *[line("x", text="w" * 4000)] * number)
     before = _bytes_read()
     with pytest.raises(ValueError) as error:
-        scan_manifests([manifest])
+        scan_manifests([manifest], ["train"])
     assert _bytes_read() - before < 10 * manifest.stat().st_size
     told = [f"{manifest}:{i}: id 'x' was already used in line 1" for i in range(2, 12)]
     assert str(error.value).splitlines() == [*told, f"... and {number - 11} more bad lines"]

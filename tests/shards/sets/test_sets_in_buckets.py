@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from shards.batches.collate import FILLER_ID
-from shards.corpora import build_manifest
+from shards.corpora.build import build_manifest
 from shards.pipeline.job import ShardJob, Summary
 from shards.prompts import ChatTemplate
 from shards.sample import EMOTIONS
@@ -95,7 +95,7 @@ def long_clips(job: ShardJob, make_shards: Callable[..., Summary], tmp_path: Pat
         soundfile.write(tmp_path / "long" / f"{i}.wav", noise, 16000)
         lines.append(json.dumps({"audio": f"{i}.wav", "text": f"Sentence number {i}.", "emotion": EMOTIONS[i % 5]}))
     (tmp_path / "long" / "clips.jsonl").write_text("\n".join(lines))
-    build_manifest("jsonl", tmp_path / "long" / "clips.jsonl", tmp_path / "long" / "manifest.jsonl")
+    build_manifest("jsonl", tmp_path / "long" / "clips.jsonl", tmp_path / "long" / "manifest.jsonl", text="raw")
     make_shards(replace(job, manifests=(tmp_path / "long" / "manifest.jsonl",), clips_per_shard=6))
     return ShardSet.open(job.out)
 

@@ -1,0 +1,63 @@
+"""What a reader is, and what all of them ask of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shards.manifest import Reject
+from shards.sample import Utterance
+
+Items = Iterator[Utterance | Reject]
+
+_LFS_POINTER = b"version https://git-lfs"
+_MAX_POINTER_BYTES = 1024
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus that there is a reader for.
+
+    `read(root)` yields an utterance or a reject per clip: in one order on every machine, without decoding audio. Texts
+    are as the corpus has them, but for its tags; emotions are translated by the corpus's own map. Splits are the
+    official ones (`train`, `dev`, `test`, or `train-clean-100` and the like: what stands before the first dash), and
+    disjoint in speakers where there are none. It raises ValueError when the layout is not there at all.
+
+    `official` are the utterances that its makers count in each split, `official_emotions` those of each of our emotions
+    in all splits together. `subsets`, where there are some, can be asked for by name: `read_subset(root, subset)`.
+    """
+
+    title: str
+    url: str
+    licence: str  # recorded with every utterance
+    read: Callable[[Path], Items]
+    official: Mapping[str, int] = field(default_factory=dict)
+    official_emotions: Mapping[str, int] = field(default_factory=dict)
+    subsets: tuple[str, ...] = ()
+    read_subset: Callable[[Path, str], Items] | None = None
+
+
+def audio_fault(path: Path) -> Reject | None:
+    """What is wrong with a file of audio as far as its size tells: missing_audio, empty_audio, lfs_pointer, or None."""
+    try:
+        size = path.stat().st_size
+        if size == 0:
+            return Reject(str(path), "empty_audio", "the file has no bytes; copy it again")
+        if size <= _MAX_POINTER_BYTES:
+            with path.open("rb") as file:
+                if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                    return Reject(str(path), "lfs_pointer", "a pointer of git-lfs, no audio; run `git lfs pull` there")
+    except OSError as error:
+        return Reject(str(path), "missing_audio", f"no such file ({(error.strerror or '').lower()})")
+    return None
+
+
+def folder_of(root: Path, name: str, layout: str) -> Path:
+    """The folder `name` in `root`, or `root` itself if it is that folder. Raises ValueError, which tells the `layout`
+    that was expected, when there is none."""
+    root = root.absolute()
+    for folder in (root / name, root):
+        if folder.is_dir() and folder.name == name:
+            return folder
+    raise ValueError(f"{root / name}: no such folder; {layout}")

@@ -1,0 +1,33 @@
+"""How transcripts are written down: the same way for all corpora and both stages.
+
+LibriSpeech shouts, GigaSpeech spells its punctuation, actors' sentences are typed as in a book. An LLM goes on in the
+style it is shown, so a difference between corpora would be learnt as one between stages.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import unicodedata
+from typing import Literal, get_args
+
+from shards.sample import Utterance
+
+TextStyle = Literal["lower", "raw", "both"]
+TEXT_STYLES: tuple[str, ...] = get_args(TextStyle)
+
+
+def tidy(text: str) -> str:
+    """One line in Unicode's composed form (NFC), without byte order marks and white space around or in rows."""
+    return " ".join(unicodedata.normalize("NFC", text.replace("\ufeff", "")).split())
+
+
+def styled(utterance: Utterance, style: TextStyle) -> Utterance:
+    """`lower`: in lower case, as the paper's data; `raw`: as the corpus has it; `both`: the text in lower case, and as
+    the corpus has it in `text_raw`. Turns before it are treated alike. White space is tidied in each."""
+    raw = tidy(utterance.text)
+    if style == "raw":
+        messages = tuple(dataclasses.replace(m, text=tidy(m.text)) for m in utterance.messages)
+        return dataclasses.replace(utterance, text=raw, messages=messages)
+    messages = tuple(dataclasses.replace(m, text=tidy(m.text).lower()) for m in utterance.messages)
+    text_raw = raw if style == "both" else None
+    return dataclasses.replace(utterance, text=raw.lower(), text_raw=text_raw, messages=messages)

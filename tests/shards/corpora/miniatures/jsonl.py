@@ -1,0 +1,46 @@
+"""Any corpus as JSON lines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.shards.corpora.miniatures import Made, tone
+
+DEFECTS = ("bad_lines", "missing_audio", "empty_text", "duplicate_id", "unknown_emotion", "bom_and_crlf", "lfs_pointer")
+
+
+def make(root: Path, defect: str | None = None) -> Made:
+    """The authors' three fields, and a conversation."""
+    rows = [
+        {"audio": f"wav/{i}.flac", "text": f"Number {i}.", "emotion": emotion}
+        for i, emotion in enumerate(("neutral", "happy", "angry", "sad", "surprise"))
+    ]
+    for row in rows:
+        tone(root / row["audio"])
+    turns = [{"role": "user", "audio": "wav/0.flac", "text": "Well?"}, {"role": "assistant", "text": "I see."}]
+    rows.append({"id": "talk", "audio": "wav/1.flac", "text": "And now?", "messages": turns})  # type: ignore[dict-item]
+    made = Made(root / "corpus.jsonl", {"talk", *(f"wav/{i}" for i in range(5))})
+    lines = [json.dumps(row) for row in rows]
+    if defect == "bad_lines":
+        lines += ["not json", "[]", '{"text": "no audio"}', '{"audio": "wav/0.flac", "text": "x", "age": 3}']
+        made.dropped["bad_json"] = 4
+    elif defect == "missing_audio":
+        lines.append('{"audio": "wav/gone.flac", "text": "x"}')
+        made.dropped["missing_audio"] = 1
+    elif defect == "empty_text":
+        lines.append('{"id": "mute", "audio": "wav/0.flac", "text": " \\ufeff"}')
+        made.dropped["no_text"] = 1
+    elif defect == "duplicate_id":
+        lines.append(lines[0])
+        made.dropped["duplicate_id"] = 1
+    elif defect == "unknown_emotion":
+        lines.append('{"id": "bored", "audio": "wav/0.flac", "text": "x", "emotion": "bored"}')
+        made.dropped["unknown_emotion"] = 1
+    elif defect == "lfs_pointer":
+        (root / "wav" / "pointer.flac").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+        lines.append('{"audio": "wav/pointer.flac", "text": "x"}')
+        made.dropped["lfs_pointer"] = 1
+    end = "\r\n" if defect == "bom_and_crlf" else "\n"
+    made.root.write_bytes((("\ufeff" if defect == "bom_and_crlf" else "") + end.join(lines) + end).encode())
+    return made

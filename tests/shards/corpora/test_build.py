@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shards.corpora import build, emodb, jsonl
+from shards.corpora.build import build_manifest
+from shards.manifest import read_manifest
+from shards.sample import Utterance
+from tests.shards.corpora.miniatures import tone
+
+
+def test_emodb_names_say_everything(tmp_path: Path) -> None:
+    for name in ("03a01Fa", "16b10Wb", "08a05Nc", "09b02Td"):
+        tone(tmp_path / "wav" / f"{name}.wav")
+    build_manifest("emodb", tmp_path, tmp_path / "m.jsonl", text="raw")
+    found = [(u.id, u.speaker, u.emotion, u.text.split()[-1]) for u in read_manifest(tmp_path / "m.jsonl")]
+    assert found == [
+        ("emodb-03a01Fa", "03", "happy", "Eisschrank."),
+        ("emodb-08a05Nc", "08", "neutral", "Holzstück."),
+        ("emodb-09b02Td", "09", "sad", "runter."),
+        ("emodb-16b10Wb", "16", "angry", "hinlegen."),
+    ]
+
+
+def test_a_layout_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds a folder 'wav'"):
+        list(emodb.read(tmp_path))
+
+
+def test_the_authors_own_lines_are_enough(tmp_path: Path) -> None:
+    tone(tmp_path / "wav" / "a.b.flac")
+    (tmp_path / "train.jsonl").write_text('{"audio": "wav/a.b.flac", "text": "I saw it.", "emotion": "sad"}')
+    audio = str(tmp_path / "wav" / "a.b.flac")
+    assert list(jsonl.read(tmp_path / "train.jsonl")) == [
+        Utterance(id="wav/a.b", audio=audio, text="I saw it.", corpus="train", emotion="sad")
+    ]
+
+
+def test_an_id_counts_once_and_a_corpus_of_nothing_is_refused(tmp_path: Path) -> None:
+    tone(tmp_path / "a.wav")
+    corpus = tmp_path / "c.jsonl"
+    corpus.write_text('{"audio": "a.wav", "text": "x"}\n' * 3)
+    counts = build_manifest("jsonl", corpus, tmp_path / "m.jsonl")
+    assert (counts.read, counts.kept, dict(counts.dropped)) == (3, 1, {"duplicate_id": 2})
+    corpus.write_text('{"audio": "gone.wav", "text": "x"}\n' * 2)
+    with pytest.raises(ValueError, match=r"no utterance could be kept \(2 missing_audio\)"):
+        build_manifest("jsonl", corpus, tmp_path / "n.jsonl")
+    assert not (tmp_path / "n.jsonl").exists()
+
+
+def test_a_corpus_larger_than_memory_is_sorted_and_counted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tone(tmp_path / "a.wav")
+    names = [f"{number * 7 % 11:02d}" for number in range(11)]
+    lines = [f'{{"id": "{name}", "audio": "a.wav", "text": "{i}"}}\n' for i, name in enumerate([*names, "03", "05"])]
+    (tmp_path / "c.jsonl").write_text("".join(lines))
+    build_manifest("jsonl", tmp_path / "c.jsonl", tmp_path / "whole.jsonl")
+    monkeypatch.setattr(build, "_PART", 2)
+    counts = build_manifest("jsonl", tmp_path / "c.jsonl", tmp_path / "parts.jsonl")
+    assert (counts.kept, dict(counts.dropped)) == (11, {"duplicate_id": 2})
+    assert (tmp_path / "parts.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    found = read_manifest(tmp_path / "parts.jsonl")
+    assert [utterance.id for utterance in found] == sorted(names)
+    assert [names[int(utterance.text)] for utterance in found] == sorted(names)  # the first line with the id counts
+
+
+def test_an_unknown_corpus_or_subset_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no reader 'emobd'; the nearest is emodb; there are .*jsonl"):
+        build_manifest("emobd", tmp_path, tmp_path / "m.jsonl")
+    with pytest.raises(ValueError, match="emodb has no subsets; leave --subset M out"):
+        build_manifest("emodb", tmp_path, tmp_path / "m.jsonl", subset="M")
