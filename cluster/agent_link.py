@@ -23,7 +23,7 @@ class Place:
     host, python, "-m", "cluster.agent"), or for this host what `here` says. Whatever it leads to must pass stdin,
     stdout and stderr on as they are. `environment` is what the ranks get beside the environment that the agent finds;
     it goes through the pipe, never onto a command line. `address` is where the other hosts reach this one; of None the
-    agent there finds one that leads to the others.
+    agent there finds one that leads to the others. `where` is the line of a file that names it.
     """
 
     name: str
@@ -32,6 +32,7 @@ class Place:
     address: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     is_here: bool = False
+    where: str = ""
 
 
 def here(name: str, ranks: int, environment: Mapping[str, str]) -> Place:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 # What ssh, pdsh and DeepSpeed's --include all take: no leading '-', no ':' or ',' or '@'.
@@ -21,10 +21,11 @@ _MAX_SHOWN = 80  # characters of a word that is wrong
 
 @dataclass(frozen=True)
 class Host:
-    """A host that ssh reaches by `name`, and how many processes (one per GPU) run on it."""
+    """A host that ssh reaches by `name`, and how many processes (one per GPU) run on it; `where` is FILE:LINE."""
 
     name: str
     slots: int
+    where: str = field(default="", compare=False)
 
 
 def read_hostfile(path: Path) -> list[Host]:
@@ -58,7 +59,7 @@ def read_hostfile(path: Path) -> list[Host]:
                 errors.append(f"{path}:{number}: {problem}")
             continue
         seen_on[words[0]] = number
-        hosts[words[0]] = Host(words[0], int(words[1].removeprefix("slots=")))
+        hosts[words[0]] = Host(words[0], int(words[1].removeprefix("slots=")), f"{path}:{number}")
     if errors:
         more = [f"... and {num_bad - len(errors)} more bad lines"] if num_bad > len(errors) else []
         raise ValueError("\n".join(errors + more))

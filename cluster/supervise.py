@@ -15,7 +15,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -71,15 +71,19 @@ class Limits:
         return self.aside_timeout_s if phase in _ASIDE else self.hang_timeout_s
 
 
-def supervise(job: Job, places: Sequence[Place], limits: Limits, min_hosts: int | None = None) -> int:
+def supervise(
+    job: Job, places: Sequence[Place], limits: Limits, min_hosts: int | None = None, *, all_at_first: bool = False
+) -> int:
     """Runs `job` to its end over the hosts `places`, the first of which is the master. Returns the exit code.
 
     When hosts do not answer, the others go on without them if they are `min_hosts` at least (None: all). A host that
-    does not answer in the beginning is not waited for.
+    does not answer in the beginning is not waited for; with `all_at_first` the job does not begin without it.
     """
     crew = Crew(places)
     try:
-        return _Coordinator(job, crew, limits, len(places) if min_hosts is None else min_hosts).run()
+        return _Coordinator(
+            job, crew, limits, len(places) if min_hosts is None else min_hosts, all_at_first=all_at_first
+        ).run()
     finally:
         crew.close()
 
@@ -91,8 +95,9 @@ def _say(sentence: str) -> None:
 
 
 class _Coordinator:
-    def __init__(self, job: Job, crew: Crew, limits: Limits, min_hosts: int) -> None:
+    def __init__(self, job: Job, crew: Crew, limits: Limits, min_hosts: int, *, all_at_first: bool) -> None:
         self._job, self._crew, self._limits, self._min_hosts = job, crew, limits, min_hosts
+        self._needs_all = all_at_first  # until all have answered
         self._given_up: set[str] = set()  # hosts that are no longer waited for
         self._stop, self._stop_at_s = 0, 0.0  # the signal that ends the run
         self._at_once = False  # a second one came
@@ -171,7 +176,9 @@ class _Coordinator:
             if set(missing) <= self._given_up:
                 break
             name = min(set(missing) - self._given_up)
-            sentence = f"host {name} cannot be reached ({missing[name]})"
+            sentence = self._out_of_reach({name: missing[name]})
+            if self._needs_all:
+                return Failure("host", self._out_of_reach(missing), name, is_own=True)
             left_s = begun_s + patience_s - time.monotonic()
             if left_s <= 0:
                 hosts, there = len(self._crew.places), len(self._crew.present)
@@ -185,9 +192,15 @@ class _Coordinator:
                 waits = True
             self._crew.wait(min(left_s, _CALL_AGAIN_S), lambda: bool(self._crew.signals))
         self._given_up &= set(missing)
+        self._needs_all = False
         if self._crew.signals or (problem := self._crew.meet()) is None:
             return None
         return Failure("host", problem, problem.split()[1], is_own=not self._has_worked)
+
+    def _out_of_reach(self, missing: Mapping[str, str]) -> str:
+        """A line for each."""
+        where = {place.name: f"{place.where}: " if place.where else "" for place in self._crew.places}
+        return "\n".join(f"{where[name]}host {name} cannot be reached ({missing[name]})" for name in missing)
 
     def _verdict(self) -> int | Failure | None:
         """What became of the attempt, or None while it goes on."""

@@ -48,4 +48,4 @@ def place(host: Host) -> Place:
     environment = carried(os.environ)
     # DeepSpeed looks for its build tools on PATH, and a virtual environment need not be activated.
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
-    return Place(host.name, host.slots, tuple(agent), environment=environment)
+    return Place(host.name, host.slots, tuple(agent), environment=environment, where=host.where)

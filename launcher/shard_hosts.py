@@ -23,7 +23,7 @@ _RESTARTS = 20
 
 def shard(recipe: ShardRecipe, config: Path, overrides: Sequence[str], places: Sequence[Place], debug: bool) -> int:
     """Runs to the end of the job and returns its exit code. A host that is lost is done without: the others begin its
-    unfinished shards again."""
+    unfinished shards again. One of a hostfile that does not answer in the beginning is an error."""
     if recipe.ray_address is not None:
         raise ValueError(
             f"ray_address = {recipe.ray_address} names a cluster that is there; leave it out, or the hosts"
@@ -44,7 +44,8 @@ def shard(recipe: ShardRecipe, config: Path, overrides: Sequence[str], places: S
         )
         forever = math.inf  # the pipeline watches its own work
         limits = Limits(forever, forever, forever, restarts=_RESTARTS, host_timeout_s=0)
-        return supervise(job, places, limits, min_hosts=1)
+        named = all(place.where for place in places)  # by a person, who may have mistyped one
+        return supervise(job, places, limits, min_hosts=1, all_at_first=named)
 
 
 def in_allocation() -> bool:

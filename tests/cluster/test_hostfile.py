@@ -31,7 +31,11 @@ def test_hosts_come_back_in_order_whatever_the_layout(tmp_path: Path, hosts: lis
         gap = data.draw(st.sampled_from([" ", "\t", "   "]))
         lines.append(f"{data.draw(padding)}{host.name}{gap}slots={host.slots}{data.draw(padding)}{data.draw(noise)}")
     lines = [line.replace("#node", " #node").replace("# a", " # a") for line in lines]
-    assert read_hostfile(written(tmp_path, "\n".join(lines))) == hosts
+    read = read_hostfile(written(tmp_path, "\n".join(lines)))
+    assert read == hosts
+    for host in read:
+        path, _, number = host.where.rpartition(":")
+        assert (path, lines[int(number) - 1].split()[0]) == (str(tmp_path / "hostfile"), host.name)
 
 
 @fuzz

@@ -37,13 +37,22 @@ UNREACHABLE_ONCE = '[ -e "$0" ] && { rm "$0"; exit 255; }; exec "$@"'
 SAYS = "blsp: host host-1 cannot be reached (sh ended with exit code 255)"
 
 
-def two_hosts(run: Path, code: str, host_timeout_s: float, min_hosts: int | None, ssh: str = UNREACHABLE) -> int:
+def two_hosts(
+    run: Path,
+    code: str,
+    host_timeout_s: float,
+    min_hosts: int | None,
+    ssh: str = UNREACHABLE,
+    *,
+    where: str = "",
+    all_at_first: bool = False,
+) -> int:
     """Exit code of a run over host-0 and host-1; the second cannot be reached while there is a file `gone`."""
     agent = here("host-0", 1, {})
     command = ("sh", "-c", ssh, str(run / "gone"), *agent.command)
-    places = [replace(agent, address="127.0.0.1"), Place("host-1", 1, command)]
+    places = [replace(agent, address="127.0.0.1"), Place("host-1", 1, command, where=where)]
     job = Job((sys.executable, "-c", PRELUDE + code, str(run)), Path.cwd(), run, "", lambda: None)
-    return supervise(job, places, replace(LIMITS, host_timeout_s=host_timeout_s), min_hosts)
+    return supervise(job, places, replace(LIMITS, host_timeout_s=host_timeout_s), min_hosts, all_at_first=all_at_first)
 
 
 def worlds(run: Path) -> list[str]:
@@ -83,6 +92,19 @@ def test_a_host_that_never_answered_is_not_waited_for(tmp_path: Path, capfd: pyt
     assert capfd.readouterr().err == f"{SAYS}\n"
     assert two_hosts(tmp_path, "beat('data', 1)", 60, 1) == 0
     assert "going on with 1 of 2 hosts" in capfd.readouterr().err
+
+
+def test_a_job_that_begins_with_all_hosts_names_the_line_of_one_that_never_answered_and_outlives_a_later_loss(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").touch()
+    assert two_hosts(tmp_path, WORLDS, 0, 1, where="hostfile:2", all_at_first=True) == 1
+    assert capfd.readouterr().err == f"{SAYS}\n".replace("host host-1", "hostfile:2: host host-1")
+    assert not (tmp_path / "began").exists()
+    (tmp_path / "gone").unlink()
+    assert two_hosts(tmp_path, WORLDS, 0, 1, all_at_first=True) == 0
+    assert worlds(tmp_path) == ["1 0 2", "1 1 2", "2 0 1"]
+    assert f"{SAYS}; going on with 1 of 2 hosts\n" in capfd.readouterr().err
 
 
 def test_no_host_is_lost_while_a_slow_disk_holds_the_coordinator_up_between_two_attempts(

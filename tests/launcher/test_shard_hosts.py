@@ -50,9 +50,9 @@ def folder(two_hosts: Bed, llm_folder: Path) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def start(bed: Bed, folder: Path, out: str, **environment: str) -> subprocess.Popen[str]:
+def start(bed: Bed, folder: Path, out: str, hostfile: str = "hostfile", **environment: str) -> subprocess.Popen[str]:
     """`blsp shard` typed on `login`, which is no host of the job."""
-    arguments = ["-m", "launcher", "shard", "recipe.yaml", f"out={out}", "--hostfile", "hostfile"]
+    arguments = ["-m", "launcher", "shard", "recipe.yaml", f"out={out}", "--hostfile", hostfile]
     env = {"PATH": SEARCHED, "PYTHONPATH": str(CHECKOUT), **environment}
     return bed.login.start([sys.executable, *arguments], cwd=folder, env=env,
                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
@@ -141,6 +141,17 @@ def test_a_host_that_dies_in_the_middle_is_done_without(bed: Bed, folder: Path) 
     assert job.wait(120) == 0, said
     assert tars(folder / "lost") == tars(folder / "alone")
     assert "host node2 is lost" in said and "going on with 1 of 2 hosts" in said
+
+
+def test_a_mistyped_host_is_an_error_with_its_line(bed: Bed, folder: Path) -> None:
+    (folder / "mistyped").write_text("node1 slots=1\n# the second\nnod2 slots=1\n")
+    job = start(bed, folder, "mistaken", hostfile="mistyped")
+    assert job.stdout is not None
+    said = job.stdout.read()
+    assert job.wait(60) == 1, said
+    assert "blsp: mistyped:3: host nod2 cannot be reached (ssh ended with exit code 255; does `ssh" in said
+    assert not (folder / "mistaken").exists()
+    assert bed.nodes[0].processes() == {}
 
 
 def test_a_job_that_is_stopped_takes_ray_down_and_leaves_nothing(bed: Bed, folder: Path) -> None:
