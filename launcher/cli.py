@@ -148,11 +148,17 @@ def manifest(
         typer.Option(help="Transcripts in lower case, as the corpus has them, or both. Use one for all corpora."),
     ] = "lower",
     subset: Annotated[str | None, typer.Option(help="Of GigaSpeech and WenetSpeech: XS, S, M, L, XL.")] = None,
+    disjoint_texts: Annotated[
+        bool, typer.Option("--disjoint-texts", help="Leave each text that several splits have to one of them.")
+    ] = False,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Hours, speakers and emotions of each split, beside the official counts.")
+    ] = False,
 ) -> None:
     """Read a corpus into a manifest."""
     from launcher import data
 
-    data.manifest(corpus, root, out, text=text, subset=subset)
+    data.manifest(corpus, root, out, text=text, subset=subset, disjoint_texts=disjoint_texts, stats=stats)
 
 
 shard.command("recipe", hidden=True)(cluster_verbs.shard)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,30 +12,57 @@ from rich.table import Table
 from blsp.recipe import ShardRecipe
 from launcher.errors import BEGINS_ANEW, on_ctrl_c
 from launcher.progress import Progress
+from shards.sample import EMOTIONS
 
 if TYPE_CHECKING:
+    from shards.corpora.build import ManifestCounts
+    from shards.corpora.corpus import Corpus
     from shards.corpora.text import TextStyle
 
 
-def manifest(corpus: str, root: Path, out: Path, *, text: TextStyle, subset: str | None) -> None:
+def manifest(
+    corpus: str, root: Path, out: Path, *, text: TextStyle, subset: str | None, disjoint_texts: bool, stats: bool
+) -> None:
     """Reads a corpus into a manifest and prints what became of it."""
-    from shards.corpora.build import build_manifest
+    from shards.corpora.build import CORPORA, build_manifest
 
     with on_ctrl_c(f"stopped before anything was written; {BEGINS_ANEW}"):
-        counts = build_manifest(corpus, root, out, text, subset)
+        counts = build_manifest(corpus, root, out, text, subset, disjoint_texts=disjoint_texts)
     print_counts(
         [
             ("read", counts.read, ""),
-            ("kept", counts.kept, _numbers(counts.emotions)),
-            *(("split", number, name) for name, number in sorted(counts.splits.items())),
+            ("kept", counts.kept, ", ".join(f"{number} {name}" for name, number in counts.emotions.most_common())),
             *(("dropped", number, reason) for reason, number in counts.dropped.most_common()),
         ]
     )
+    if stats:
+        Console().print(_splits(counts, None if subset else CORPORA[corpus]))
+    for shared in counts.texts.overlaps():
+        print(
+            f"{shared.split}: {shared.clips} of {shared.total} clips say one of {shared.texts} texts that "
+            f"{shared.other} has too; --disjoint-texts leaves each to one split"
+        )
     print(out)
 
 
-def _numbers(counts: Counter[str]) -> str:
-    return ", ".join(f"{number} {name}" for name, number in counts.most_common())
+def _splits(counts: ManifestCounts, corpus: Corpus | None) -> Table:
+    """A row per split and one for all; official numbers stand beside ours where the whole `corpus` was read."""
+    official, official_emotions = (corpus.official, corpus.official_emotions) if corpus else ({}, {})
+    named = [emotion for emotion in EMOTIONS if counts.emotions[emotion]]
+    table = Table("split", "clips", "official", "hours", "speakers", *named, box=None, header_style="bold")
+    for name, split in sorted(counts.splits.items()):
+        hours = split.hours()
+        told = "?" if hours is None else f"{'' if hours[1] else '~'}{hours[0]:.1f}"
+        numbers = [str(split.emotions[emotion]) for emotion in named]
+        there = f"{official[name]:,}" if name in official else ""
+        table.add_row(name, f"{split.clips:,}", there, told, str(len(split.speakers)), *numbers)
+    for name in sorted(set(official) - set(counts.splits)):
+        table.add_row(name, "0", f"{official[name]:,}")
+    if official_emotions:
+        table.add_row(
+            "official", "", f"{sum(official.values()):,}", "", "", *(f"{official_emotions.get(e, 0):,}" for e in named)
+        )
+    return table
 
 
 def shard(recipe: ShardRecipe) -> None:

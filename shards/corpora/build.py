@@ -11,12 +11,14 @@ import itertools
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from shards.corpora import emodb, jsonl
 from shards.corpora.corpus import Corpus, Items
+from shards.corpora.overlap import Owners, SplitTexts
+from shards.corpora.stats import SplitStats
 from shards.corpora.text import TextStyle, styled
 from shards.manifest import Reject, parse_utterance, write_rejects, write_sorted_manifest
 from shards.sample import Utterance
@@ -31,12 +33,21 @@ _PART = 100_000  # utterances that are sorted in memory at once
 
 @dataclass
 class ManifestCounts:
-    """What became of a corpus: `read` = `kept` + all of `dropped` (by reason). The others count the kept."""
+    """What became of a corpus: `read` = `kept` + all of `dropped` (by reason)."""
 
-    kept: int = 0
+    splits: dict[str, SplitStats] = field(default_factory=dict)
     dropped: Counter[str] = field(default_factory=Counter)
-    emotions: Counter[str] = field(default_factory=Counter)
-    splits: Counter[str] = field(default_factory=Counter)
+    texts: SplitTexts = field(default_factory=SplitTexts)
+
+    @property
+    def kept(self) -> int:
+        """Utterances in the manifest."""
+        return sum(split.clips for split in self.splits.values())
+
+    @property
+    def emotions(self) -> Counter[str]:
+        """Of the kept."""
+        return sum((split.emotions for split in self.splits.values()), Counter())
 
     @property
     def read(self) -> int:
@@ -45,42 +56,44 @@ class ManifestCounts:
 
     def add(self, utterance: Utterance) -> None:
         """One more is kept."""
-        self.kept += 1
-        self.emotions[utterance.emotion or "none"] += 1
-        self.splits[utterance.split] += 1
+        self.splits.setdefault(utterance.split, SplitStats()).add(utterance)
+        self.texts.add(utterance)
 
 
 def build_manifest(
-    corpus: str, root: Path, out: Path, text: TextStyle = "lower", subset: str | None = None
+    corpus: str,
+    root: Path,
+    out: Path,
+    text: TextStyle = "lower",
+    subset: str | None = None,
+    *,
+    disjoint_texts: bool = False,
 ) -> ManifestCounts:
     """Read the corpus at `root` and write `out` (a .jsonl) and its rejects beside it (.rejects.jsonl).
 
-    Raises ValueError for an unknown corpus or subset, a layout that is not there, or a corpus of which nothing could be
-    kept.
+    With `disjoint_texts` no text is in two splits (`SplitTexts.owners`); what that costs is rejected, too. Raises
+    ValueError for an unknown corpus or subset, a layout that is not there, or a corpus of which nothing could be kept.
     """
     if out.suffix != ".jsonl":
         raise ValueError(f"{out}: a manifest's name ends in .jsonl")
     items = _items(corpus, root, subset)
-    counts, rejects = ManifestCounts(), []
-
-    def kept(utterances: Iterator[Utterance]) -> Iterator[Utterance]:
-        """Those with an id of their own."""
-        first: Utterance | None = None
-        for utterance in utterances:
-            if first is not None and utterance.id == first.id:
-                detail = f"id {utterance.id!r} was already taken by {first.audio}"
-                rejects.append(Reject(utterance.audio, "duplicate_id", detail))
-                continue
-            first = utterance
-            counts.add(utterance)
-            yield utterance
-
-    rejects_path = out.with_suffix(".rejects.jsonl")
+    counts = ManifestCounts()
+    rejects: list[Reject] = []
     with tempfile.TemporaryDirectory(prefix="blsp-manifest-") as scratch:
         parts = [*_sorted_parts(_usable(items, text, rejects), Path(scratch))]
+        texts = SplitTexts()
+        for utterance in _unique(parts, []) if disjoint_texts else ():
+            texts.add(utterance)
+
+        def kept() -> Iterator[Utterance]:
+            for utterance in _left(_unique(parts, rejects), texts.owners(), rejects):
+                counts.add(utterance)
+                yield utterance
+
         if parts:
-            write_sorted_manifest(out, kept(heapq.merge(*map(_read_part, parts), key=lambda utterance: utterance.id)))
+            write_sorted_manifest(out, kept())
     counts.dropped.update(reject.reason for reject in rejects)
+    rejects_path = out.with_suffix(".rejects.jsonl")
     write_rejects(rejects_path, rejects)
     if not counts.kept:
         reasons = ", ".join(f"{number} {reason}" for reason, number in counts.dropped.most_common())
@@ -133,3 +146,25 @@ def _sorted_parts(utterances: Iterator[Utterance], scratch: Path) -> Iterator[Pa
 def _read_part(path: Path) -> Iterator[Utterance]:
     with path.open("rb") as file:
         yield from map(parse_utterance, file)
+
+
+def _unique(parts: Sequence[Path], rejects: list[Reject]) -> Iterator[Utterance]:
+    """The utterances in the order of their ids, without those whose id was there before: `rejects` get these."""
+    first: Utterance | None = None
+    for utterance in heapq.merge(*map(_read_part, parts), key=lambda utterance: utterance.id):
+        if first is not None and utterance.id == first.id:
+            detail = f"id {utterance.id!r} was already taken by {first.audio}"
+            rejects.append(Reject(utterance.audio, "duplicate_id", detail))
+        else:
+            first = utterance
+            yield utterance
+
+
+def _left(utterances: Iterator[Utterance], owners: Owners, rejects: list[Reject]) -> Iterator[Utterance]:
+    """Those whose text is not left to another split; `rejects` get the others."""
+    for utterance in utterances:
+        if other := owners.other(utterance):
+            detail = f"{utterance.text!r} is a text of {other} too, and is left to it"
+            rejects.append(Reject(utterance.id, "text_in_other_split", detail))
+        else:
+            yield utterance

@@ -121,11 +121,13 @@ def test_manifest_counts_what_it_kept_and_dropped(tmp_path: Path) -> None:
     ]
     (tmp_path / "a.wav").write_bytes(b"RIFF")
     (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "{not json\n")
-    done = blsp("manifest", "jsonl", "corpus.jsonl", "out.jsonl", folder=tmp_path)
+    done = blsp("manifest", "jsonl", "corpus.jsonl", "out.jsonl", "--stats", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     counts = [line.split() for line in done.stdout.splitlines()]
     assert ["read", "3"] in counts
     assert ["kept", "1", "1", "happy"] in counts
+    assert ["split", "clips", "official", "hours", "speakers", "happy"] in counts
+    assert ["train", "1", "?", "0", "1"] in counts
     assert ["dropped", "1", "unknown_emotion"] in counts
     assert ["dropped", "1", "bad_json"] in counts
     assert (tmp_path / "out.rejects.jsonl").exists()
