@@ -15,9 +15,11 @@ import pytest
 from launcher.cli import main
 from tests.bench.train.shapes import SHAPES
 from tests.blsp.tiny import make_shards
+from tests.launcher import page
 
 REPOSITORY = Path(__file__).parents[2]
 STAGE_1, STAGE_2 = (f"stage{number}_whisper-large-v2_qwen2.5-7b" for number in (1, 2))
+TABLES = page.shown("How many GPUs")
 
 
 @pytest.fixture
@@ -41,24 +43,15 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]
     return int(stop.value.code or 0), printed.out + printed.err
 
 
-def tables() -> list[tuple[str, str]]:
-    """Commands of docs/cluster.md, and what it says that they print."""
-    text = (
-        (REPOSITORY / "docs/cluster.md").read_text("utf-8").partition("\n## How many GPUs\n")[2].partition("\n## ")[0]
-    )
-    shown = re.findall(r"^    \$ blsp estimate (.*)\n((?:(?:    .*)?\n)+)", text, re.MULTILINE)
-    return [(command, re.sub("^    ", "", output, flags=re.MULTILINE).strip()) for command, output in shown]
-
-
-@pytest.mark.parametrize(("command", "output"), tables(), ids=[command for command, _ in tables()])
+@pytest.mark.parametrize(("command", "output"), TABLES, ids=[command for command, _ in TABLES])
 def test_the_pages_tables_are_what_the_command_prints(
     models: Path, capsys: pytest.CaptureFixture[str], command: str, output: str
 ) -> None:
-    assert said(capsys, *command.split()) == (0, output + "\n")
+    assert said(capsys, *command.removeprefix("blsp estimate ").split()) == (0, output + "\n")
 
 
 def test_the_page_has_both_stages() -> None:
-    commands = [command for command, _ in tables()]
+    commands = [command for command, _ in TABLES]
     assert [STAGE_1 in commands[0], STAGE_2 in commands[1]] == [True, True]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+import shlex
 import signal
 import sys
 import time
@@ -16,8 +16,10 @@ import psutil
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from tests.launcher.tiny_recipe import losses, write_recipe
-from tests.testbed.hosts import CHECKOUT, SEARCHED
+from blsp.checkpoint_folder import committed, step_of
+from tests.launcher import page
+from tests.launcher.tiny_recipe import losses, write_page_recipes, write_recipe
+from tests.testbed.hosts import CHECKOUT, Host
 from tests.testbed.slurm import Slurm
 
 pytestmark = pytest.mark.slow
@@ -59,6 +61,13 @@ def submit(slurm: Slurm, work: Path, *arguments: str) -> int:
     done = slurm.bed.login.run([*BLSP, "submit", *arguments], cwd=work, env={**slurm.env, **ENVIRONMENT})
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
+
+
+def shell(slurm: Slurm, work: Path, lines: str) -> str:
+    """What lines that a person types on `login` print."""
+    done = slurm.bed.login.run(["bash", "-ec", lines], cwd=work, env={**slurm.env, **ENVIRONMENT})
+    assert done.returncode == 0, done.stderr
+    return str(done.stdout)
 
 
 def log(run: Path, job: int) -> str:
@@ -168,6 +177,42 @@ def test_a_job_goes_on_elsewhere_while_its_lost_copy_still_runs(work: Path, slur
     assert (run / "export" / "model.safetensors").read_bytes() == undisturbed.weights
 
 
+def test_a_job_that_is_held_and_then_cancelled_leaves_nothing_and_its_script_goes_on(
+    work: Path, slurm: Slurm, undisturbed: Trained
+) -> None:
+    run = work / "cancelled"
+    job = submit(slurm, work, str(undisturbed.recipe), f"run={run}", "--nodes", "2", "--time", "0:20:00")
+
+    def type_in(command: str) -> str:
+        return shell(slurm, work, page.said(command, {b: v for b, v in blanks.items() if b in command}))
+
+    blanks = {"JOB": job, "RUN": shlex.quote(str(run))}
+    slurm.wait(lambda: last_step(run) >= 6, "some steps are done", 120)
+    type_in("scancel --batch --signal=USR1 JOB")
+    slurm.wait_for(job, "PENDING", limit_s=30)
+    saved = step_of(committed(run / "checkpoints")[-1])
+    type_in("scontrol hold JOB")
+    assert saved == last_step(run) < STEPS
+    time.sleep(8)  # by now it would have begun again
+    assert slurm.state(job) == "PENDING"
+    type_in("scontrol release JOB")
+    with standing_still(slurm, run, saved + 3):
+        type_in("scancel JOB")
+        assert slurm.wait_for(job, "CANCELLED", "COMPLETED", limit_s=5) == "CANCELLED"
+    slurm.wait(lambda: not any(works_for_a_job(host) for host in slurm.bed.nodes), "no process is left", 15)
+    assert saved < last_step(run) < STEPS
+    again = int(type_in("sbatch RUN/slurm/JOB.sh").split()[-1])
+    assert slurm.wait_for(again, "COMPLETED", "FAILED") == "COMPLETED", log(run, again)
+    assert f"going on from {run}" in log(run, again)
+    assert losses(run) == undisturbed.losses
+    assert (run / "export" / "model.safetensors").read_bytes() == undisturbed.weights
+
+
+def works_for_a_job(host: Host) -> list[str]:
+    """The processes of a node that are no daemons."""
+    return [line for line in host.processes().values() if line.split()[0] not in ("slurmd", "munged")]
+
+
 def lives(process: psutil.Process) -> bool:
     try:
         return process.status() != psutil.STATUS_ZOMBIE
@@ -178,29 +223,18 @@ def lives(process: psutil.Process) -> bool:
 def test_the_commands_of_the_page_write_shards_and_train_both_stages(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, slurm: Slurm
 ) -> None:
-    write_recipe(tmp_path, tokenizer)
-    trains = json.loads((tmp_path / "recipe.yaml").read_text())
-    trains["data"]["shards"] = "shards/asr"
-    shards = {
-        "kind": "shard", "manifests": ["data/manifest.jsonl"], "out": "shards/asr", "cpu_actors": 1,
-        "writer": {"llm": "llm", "prompt": "continue", "max_new_tokens": 12},
-    }  # fmt: skip
-    stage_2 = {**trains, "run": "runs/stage2", "model": {**trains["model"], "init": "runs/stage1"}}
-    for name, recipe in (("shard_stage1", shards), ("stage1", {**trains, "run": "runs/stage1"}), ("stage2", stage_2)):
-        (tmp_path / f"{name}.yaml").write_text(json.dumps(recipe))
-    page = (CHECKOUT / "docs" / "cluster.md").read_text()
-    chain, dry_run = re.findall(r"^```bash\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    bin_folder = Path(sys.executable).parent
-    env = {**slurm.env, **ENVIRONMENT, "PATH": f"{bin_folder}:{SEARCHED}"}
+    write_page_recipes(tmp_path, tokenizer)
+    *chain, dry_run = page.typed("SLURM")
+    _, shards_alone = page.typed("Shards on many machines")
+    activate = page.said(". .venv/bin/activate")
 
     def type_in(lines: str) -> str:
-        done = slurm.bed.login.run(["bash", "-ec", lines], cwd=tmp_path, env=env)
-        assert done.returncode == 0, done.stderr
-        return str(done.stdout)
+        return shell(slurm, tmp_path, f"{activate}\n{lines}")
 
+    assert "--warning-s" in type_in(page.said("blsp submit --help"))
     asked = type_in(dry_run)
     assert asked.startswith("#!/bin/bash") and "#SBATCH --gres=gpu:8\n" in asked
-    jobs = [int(line.split()[0]) for line in type_in(chain).splitlines() if line.split()[0].isdecimal()]
+    jobs = [int(line.split()[0]) for line in type_in("\n".join(chain)).splitlines() if line.split()[0].isdecimal()]
     assert len(jobs) == 3
     assert slurm.wait_for(max(jobs), "COMPLETED", "FAILED", "CANCELLED", limit_s=300) == "COMPLETED", [
         log(tmp_path / run, min(jobs) + index) for index, run in enumerate(("shards/asr", "runs/stage1", "runs/stage2"))
@@ -208,3 +242,11 @@ def test_the_commands_of_the_page_write_shards_and_train_both_stages(
     exported = json.loads((tmp_path / "runs" / "stage2" / "export" / "config.json").read_text())
     assert [stage["steps"] for stage in exported["history"]] == [4], "it began where stage 1 had ended"
     assert (tmp_path / "runs" / "stage2" / "slurm" / f"{max(jobs)}.sh").is_file()
+    written = sorted((tmp_path / "shards" / "asr").rglob("*.tar"))
+    assert len(written) == 2
+    before = [path.read_bytes() for path in written]
+    for path in (tmp_path / "shards" / "asr").iterdir():
+        path.rename(tmp_path / f"one-host-{path.name}")
+    again = int(type_in(shards_alone))
+    assert slurm.wait_for(again, "COMPLETED", "FAILED", limit_s=120) == "COMPLETED", log(tmp_path / "shards/asr", again)
+    assert [path.read_bytes() for path in written] == before

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
 from cluster.ports import free_port
-from tests.launcher.tiny_recipe import losses, write_recipe
-from tests.testbed.hosts import CHECKOUT, SEARCHED, Bed, ctrl_c
+from tests.launcher import page
+from tests.launcher.tiny_recipe import losses, write_page_recipes, write_recipe
+from tests.testbed.hosts import CHECKOUT, Bed, Host, ctrl_c
 
 pytestmark = pytest.mark.slow
 # Holds the run folder named on the command line, as the first rank of a training does, until it is told to end.
@@ -40,16 +41,17 @@ sys.exit(train.main())
 
 
 def train_on_one_host(recipe: Path, ranks: int, override: str, **env: str) -> None:
-    """So many processes on this machine, without any launcher."""
+    """So many processes on this machine, without any launcher, in the folder of the recipe."""
     shared = {
         **os.environ,
+        "PYTHONPATH": str(CHECKOUT),
         **env,
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": str(ranks),
     }
     started = [
-        subprocess.Popen([sys.executable, "-m", "launcher.train", "--config", str(recipe), override], cwd=CHECKOUT,
+        subprocess.Popen([sys.executable, "-m", "launcher.train", "--config", str(recipe), override], cwd=recipe.parent,
                          env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(ranks)
     ]  # fmt: skip
@@ -65,11 +67,15 @@ def fresh_ssh(bed: Bed) -> Iterator[None]:
     theirs.rename(bed.home / ".ssh")
 
 
-def typed() -> list[str]:
-    """The command lines of the page's first section, in order."""
-    text = (CHECKOUT / "docs" / "cluster.md").read_text().split("\n## ")[1]
-    blocks = re.findall(r"^ *```\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
-    return [line.strip() for block in blocks for line in block.splitlines()]
+@contextmanager
+def own_host_key(host: Host) -> Iterator[None]:
+    """The key by which the host is known lies where sshd of a distribution has its own."""
+    lay = "mount -t tmpfs tmpfs /etc/ssh && cp /run/bed/host_key.pub /etc/ssh/ssh_host_ed25519_key.pub"
+    host.run(["sh", "-c", lay], check=True)
+    try:
+        yield
+    finally:
+        host.run(["umount", "/etc/ssh"], check=True)
 
 
 @pytest.mark.usefixtures("fresh_ssh")
@@ -77,33 +83,45 @@ def test_what_the_page_says_takes_two_fresh_machines_to_a_training_run(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, bed: Bed
 ) -> None:
     """Losses equal one host's, a start goes on from a checkpoint, and TensorBoard shows it where the person sits."""
+    write_page_recipes(tmp_path, tokenizer)
+    activate = page.said(". .venv/bin/activate")
+    first_lines = page.typed("From two fresh machines to a training run")
+    name_them = first_lines.index(next(line for line in first_lines if line.endswith("> hostfile")))
+    to_ssh, (*training, board, tunnel) = first_lines[: name_them + 1], first_lines[name_them + 1 :]
+    shard, _ = page.typed("Shards on many machines")
     run = tmp_path / "runs" / "stage1"
-    recipe = write_recipe(tmp_path, tokenizer, run="runs/stage1").rename(tmp_path / "stage1.yaml")
-    train_on_one_host(recipe, 2, f"run={tmp_path / 'one-host'}")
-    expected = losses(tmp_path / "one-host")
-    assert len(expected) == 4
-    env = {"PATH": f"{Path(sys.executable).parent}:{SEARCHED}", "PYTHONPATH": str(CHECKOUT)}
-    *commands, board, tunnel = typed()
 
     def type_in(line: str) -> str:
-        ended = bed.nodes[0].run(["bash", "-c", line], cwd=tmp_path, env=env)
+        env = {"PYTHONPATH": str(CHECKOUT)}
+        ended = bed.nodes[0].run(["bash", "-c", f"{activate}\n{line}"], cwd=tmp_path, env=env)
         # The doctor's own tests judge it; here it may find something about the machine that the test runs on.
         assert ended.returncode == 0 or line.startswith("blsp doctor"), (line, ended.stdout + ended.stderr)
         return ended.stdout + ended.stderr
 
-    for line in commands:
+    for line in to_ssh:
+        said = type_in(line)
+        assert "hostname" not in line or said.startswith("node")
+    assert "already exist on the remote system" in type_in(page.said("ssh-copy-id node2"))  # the home is shared
+    believed = type_in("ssh-keygen -lf ~/.ssh/known_hosts").split()
+    with own_host_key(bed.nodes[0]):
+        assert type_in(page.said("ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub")).split()[1] in believed
+    type_in(shard)
+    assert (tmp_path / "shards" / "asr" / "dataset.json").is_file()
+    train_on_one_host(tmp_path / "stage1.yaml", 2, "run=one-host")
+    expected = losses(tmp_path / "one-host")
+    assert len(expected) == 4
+    for line in training:
         if line.startswith("blsp launch"):  # DeepSpeed's command has just trained all of it
             assert losses(run) == expected
             shutil.rmtree(run / "checkpoints" / "step-000004")
             shutil.rmtree(run / "export")
         said = type_in(line)
-        assert "hostname" not in line or said.startswith("node")
     assert "going on from runs/stage1/checkpoints/step-000002" in said
     assert losses(run) == expected
     assert (run / "export" / "model.safetensors").is_file()
 
     assert board.startswith("tensorboard ") and tunnel.startswith("ssh -N ")
-    serving = bed.nodes[0].start(["bash", "-c", f"exec {board}"], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL)
+    serving = bed.nodes[0].start(["bash", "-c", f"{activate}\nexec {board}"], cwd=tmp_path, stderr=subprocess.DEVNULL)
     forwarding = bed.login.start(tunnel.split())
     ask = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:6006/data/runs').read())"
     until_s = time.monotonic() + 90

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,21 @@ def write_recipe(folder: Path, tokenizer: PreTrainedTokenizerFast, *, steps: int
     path = folder / "recipe.yaml"
     path.write_text(json.dumps(content | sections))  # JSON is YAML too
     return path
+
+
+def write_page_recipes(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """shard_stage1.yaml, stage1.yaml and stage2.yaml, as docs/cluster.md has them: each reads what the one before has
+    written, and `folder` is where they are typed. Its .venv is that of the tests."""
+    trains = json.loads(write_recipe(folder, tokenizer).read_text())
+    trains["data"]["shards"] = "shards/asr"
+    shards = {
+        "kind": "shard", "manifests": ["data/manifest.jsonl"], "out": "shards/asr", "cpu_actors": 1,
+        "writer": {"llm": "llm", "prompt": "continue", "max_new_tokens": 12}, "clips_per_shard": 4,
+    }  # fmt: skip
+    stage_2 = {**trains, "run": "runs/stage2", "model": {**trains["model"], "init": "runs/stage1"}}
+    for name, recipe in (("shard_stage1", shards), ("stage1", {**trains, "run": "runs/stage1"}), ("stage2", stage_2)):
+        (folder / f"{name}.yaml").write_text(json.dumps(recipe))
+    (folder / ".venv").symlink_to(sys.prefix)
 
 
 def losses(run: Path) -> list[float]:
