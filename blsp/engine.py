@@ -192,8 +192,8 @@ def _log(run: Run, norms: dict[str, float]) -> None:
     if run.tracker is not None:
         run.tracker.log(run.step, scalars)
         run.on_step(run.step, run.total_steps, note)
-        if run.meter.complaint:
-            print(f"step {run.step}: {run.meter.complaint}", flush=True)
+        for complaint in run.meter.complaints:
+            print(f"step {run.step}: {complaint}", flush=True)
     run.sums = torch.zeros_like(run.sums)
 
 

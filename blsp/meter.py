@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 import resource
-import socket
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +16,8 @@ import torch
 import torch.distributed as dist
 
 from blsp.flops import peak_flops
-from blsp.parts import PARTS, Stopwatch, slowest
+from blsp.links import Communication, Links, hosts_of_ranks
+from blsp.parts import PARTS, Stopwatch, communication_s, is_clear, slowest
 from cluster.heartbeat import beat
 from shards.audio import SAMPLE_RATE
 from shards.batches.collate import FILLER_ID, Batch
@@ -33,8 +33,8 @@ class Meter:
         self._began_s = 0.0
         self._watch = Stopwatch(device)
         self.part, self.listening = self._watch.part, self._watch.listening
-        self._blamed = ""
-        self.complaint = ""  # a sentence about a rank that has become slow; the same on all ranks
+        self._blamed, self._links = "", Links(device)
+        self.complaints: list[str] = []  # about a rank that has become slow; the same on all ranks
         self._reset()
 
     def _reset(self) -> None:
@@ -84,12 +84,13 @@ class Meter:
     def scalars(self) -> dict[str, float]:
         """`pace/...` since the last call. Every rank calls it; all get the same but for the seconds of single steps."""
         mine = [self._wait_s, self._busy_s, self._audio_s, self._num_tokens, self._done_flops, self._memory_gb()]
-        mine += [statistics.median(self._steps_s), *self._watch.medians()]
+        own_medians_s, waits = self._watch.medians(), self._watch.waits()
+        mine += [statistics.median(self._steps_s), sum(map(len, waits)), self._watch.num_bytes(), *own_medians_s]
         here = torch.tensor(mine, dtype=torch.float64, device=self._device)
         ranks = [torch.empty_like(here) for _ in range(dist.get_world_size())]
         dist.all_gather(ranks, here)
-        amounts, own_s = torch.stack(ranks, 1).cpu().split([7, len(PARTS)])
-        wait_s, busy_s, audio_s, num_tokens, flops, memory_gb, step_s = amounts
+        amounts, own_s = torch.stack(ranks, 1).cpu().split([9, len(PARTS)])
+        wait_s, busy_s, audio_s, num_tokens, flops, memory_gb, step_s, num_waits, num_bytes = amounts
         steps_s, num_ranks = sum(self._steps_s), len(ranks)
         scalars = {
             "tokens_per_s": float(num_tokens.sum()) / steps_s,
@@ -107,24 +108,27 @@ class Meter:
             scalars["tflops_per_gpu"] = flops_per_s / 1e12
             if (peak := peak_flops(self._device)) is not None:
                 scalars["mfu"] = flops_per_s / peak
-        scalars |= self._blame(own_s.T.tolist(), float(step_s.max()))
+        self.complaints = []
+        if num_ranks > 1:
+            scalars |= self._blame(own_s.T.tolist(), float(step_s.max()))
+            alike = 0 < num_waits.min() == num_waits.max()
+            in_bytes_s = communication_s(waits, self._device) if alike else 0.0
+            scalars["communication"] = in_bytes_s / float(step_s.max())
+            if self._watch.is_enough:
+                step = Communication(in_bytes_s, int(num_bytes.max()), float(step_s.max()))
+                self.complaints += self._links.look(step, len(self._steps_s))
         self._reset()
         return {f"pace/{name}": value for name, value in scalars.items()}
 
     def _blame(self, own_s: list[list[float]], step_s: float) -> dict[str, float]:
         """Of the rank that the others wait for most; the same on all ranks, as `step_s` is. A sentence when that has
         become clear, and no second one while it stays so."""
-        self.complaint = ""
-        if len(own_s) < 2:
-            return {}
         slow = slowest(own_s)
-        clear = self._watch.is_enough and slow.clearly(step_s)
+        clear = self._watch.is_enough and is_clear(slow.lead_s, step_s)
         blamed = f"{slow.rank} {slow.part}" if clear else ""
         if blamed and blamed != self._blamed:
-            hosts = [""] * len(own_s)
-            dist.all_gather_object(hosts, socket.gethostname())
-            self.complaint = (
-                f"rank {slow.rank} (on {hosts[slow.rank]}) is slow in {slow.part}: the others wait for it "
+            self.complaints.append(
+                f"rank {slow.rank} (on {hosts_of_ranks()[slow.rank]}) is slow in {slow.part}: the others wait for it "
                 f"{1000 * slow.lead_s:.0f} ms of a step's {1000 * step_s:.0f}"
             )
         self._blamed = blamed

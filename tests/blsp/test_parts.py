@@ -1,4 +1,5 @@
-"""Who makes the others wait, and with what: arithmetic, and two real ranks of which one sleeps 50 ms a step."""
+"""Who makes the others wait, and with what: arithmetic, and two real ranks of which one sleeps 50 ms a step, or whose
+kernel sends slowly."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from blsp.parts import PARTS, Slow, Stopwatch, slowest
+from blsp.parts import PARTS, Stopwatch, is_clear, slowest
 from tests.blsp.test_engine import World, job, trainings
 from tests.blsp.trainings import stage_2
 
@@ -24,7 +25,7 @@ def test_the_slowest_is_beside_the_median_of_the_others() -> None:
 
 @pytest.mark.parametrize(("lead_s", "step_s", "clear"), [(0.05, 0.4, True), (0.03, 0.4, False), (0.004, 0.01, False)])
 def test_a_word_is_said_from_a_tenth_of_a_step_and_5_ms_on(lead_s: float, step_s: float, clear: bool) -> None:
-    assert Slow(1, "data", lead_s).clearly(step_s) == clear
+    assert is_clear(lead_s, step_s) == clear
 
 
 def test_own_seconds_are_the_median_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,29 +48,52 @@ def test_own_seconds_are_the_median_of_the_steps(monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture(scope="module")
 def world(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Runs of 24 steps, told of twice: one with equal ranks, and for each part one whose second rank sleeps in it."""
+    """Runs of 24 steps, told of twice: one with equal ranks, for each part one whose second rank sleeps in it, and one
+    whose second rank sends 2 MB a second."""
     root = tmp_path_factory.mktemp("world")
     shared = stage_2(root, llm_folder, clips=12, per_step=6, dropout=0.1, warmup_steps=0, steps=24)
     shared["data"]["micro_batches"] = 2
     shared["engine"] = {"checkpoint_every_steps": 100, "log_every_steps": 12}
     world = World(root, shared)
-    jobs = [job(world.recipe("equal")), *(job(world.recipe(part), slow=(1, part)) for part in SLOW)]
+    slow = [job(world.recipe(part), slow=(1, part)) for part in (*SLOW, "communication")]
+    jobs = [job(world.recipe("equal")), *slow]
     trainings(world, 2, jobs)
     return world
 
 
 @pytest.mark.slow
 def test_a_slow_rank_is_named_once_with_its_part_and_equal_ranks_are_not(world: World) -> None:
-    told = re.findall(
-        r"step (\d+): rank (\d) \(on \S+\) is slow in (\w+): the others", (world.root / "printed-2.txt").read_text()
+    said = [re.findall(r"step (\d+): rank (\d) \(on \S+\) is slow in (\w+)", run) for run in printed(world)]
+    assert said[:4] == [[], *([("12", "1", part)] for part in SLOW)]
+
+
+@pytest.mark.slow
+def test_a_rank_that_sends_slowly_is_named_once_with_what_that_costs(world: World) -> None:
+    said = r"step 12: rank 1 \(on \S+\) is slow in communication: its link costs about (\d+) ms of a step's (\d+) ms; "
+    ((costs_ms, step_ms, took_ms, others_ms),) = re.findall(
+        said + r"1 MiB from rank 1 to rank 0 takes (\d+) ms, elsewhere (\S+) ms", printed(world)[4]
     )
-    assert told == [("12", "1", part) for part in SLOW]
+    assert int(costs_ms) == pytest.approx(40, rel=0.3), "160 kB of a step's, at 2 MB/s"
+    assert int(step_ms) > int(costs_ms)
+    assert int(took_ms) == pytest.approx(500, rel=0.2)
+    assert float(others_ms) < 100
+    assert printed(world)[4].count("slow in communication") == 1
+    assert min(line["pace/communication"] for line in log(world, "communication")) > 0.1
+
+
+def printed(world: World) -> list[str]:
+    """By each run."""
+    return (world.root / "printed-2.txt").read_text().split("plan: ")[1:]
+
+
+def log(world: World, name: str) -> list[dict[str, float]]:
+    """With how fast it was."""
+    return [json.loads(line) for line in (world.root / name / "log.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", SLOW)
 def test_the_log_says_how_far_the_others_are_held_up(world: World, part: str) -> None:
-    lines = [json.loads(line) for line in (world.root / part / "log.jsonl").read_text().splitlines()]
-    for line in lines:
+    for line in log(world, part):
         assert line["pace/slowest_rank"] == 1
         assert line["pace/slowest_lead"] * line["pace/step_s_p50"] > 0.02

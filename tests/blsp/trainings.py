@@ -8,9 +8,10 @@ another host claims the run folder. `break_in` ends the training as a crash woul
 puts code that would make that path into a file of the newest checkpoint. `spoil` makes a rank's share of a step (from
 1) bad: its "loss" is NaN, or only its "gradient", or they leap a thousandfold ("loss leaps", "gradient leaps").
 `poison` first makes one number of the newest checkpoint's moments NaN. `slow` makes a rank sleep 50 ms in each step, in
-"data", "forward" or "backward". What each rank heard in each step, fillers aside, is left in the run folder, in
-heard-<ranks>-<rank>.jsonl. A job {"replay": [run, step, folder]} runs a past step again as `blsp replay` does; the
-result's message is what that printed. Only rank 0 may choose the clips that a validation asks all ranks about.
+"data", "forward" or "backward", or lets its kernel send 2 MB a second at most ("communication"). What each rank heard
+in each step, fillers aside, is left in the run folder, in heard-<ranks>-<rank>.jsonl. A job {"replay": [run, step,
+folder]} runs a past step again as `blsp replay` does; the result's message is what that printed. Only rank 0 may choose
+the clips that a validation asks all ranks about.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ import os
 import pickle
 import random
 import signal
+import socket
+import stat
+import struct
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -46,6 +50,8 @@ from launcher.cli import main
 from shards.batches.collate import Batch
 from shards.batches.reader import Reader
 from tests.blsp.tiny import LORA, STAGE_2, make_encoder, make_shards, model_section
+
+_SO_MAX_PACING_RATE, _UNLIMITED = 47, 2**64 - 1  # of Linux
 
 
 class Payload:
@@ -145,9 +151,19 @@ def spoiling(spoils: list[tuple[int, int, str]]) -> Iterator[None]:
         yield
 
 
+def pace(bytes_per_s: int) -> None:
+    """How fast the kernel may send what this process writes to other hosts and ranks."""
+    for number in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
+        with suppress(OSError):  # the folder that was just read is closed
+            if stat.S_ISSOCK(os.fstat(number).st_mode):
+                with socket.socket(fileno=os.dup(number)) as connection:
+                    if connection.family in (socket.AF_INET, socket.AF_INET6):
+                        connection.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, struct.pack("Q", bytes_per_s))
+
+
 @contextmanager
 def slowing(rank: int, part: str) -> Iterator[None]:
-    """In the model itself; `run` does so for "data"."""
+    """In the model itself, or in its process' connections; `run` does so for "data"."""
     forward = Stage.forward
 
     def sleepy(gradient: torch.Tensor) -> None:
@@ -156,6 +172,8 @@ def slowing(rank: int, part: str) -> Iterator[None]:
     def slowly(stage: Stage, *given: Any) -> tuple[torch.Tensor, torch.Tensor]:
         if (part, rank) == ("forward", dist.get_rank()):
             time.sleep(0.05)
+        if (part, rank) == ("communication", dist.get_rank()):
+            pace(2_000_000)  # the connections are there by now
         total, table = forward(stage, *given)
         if (part, rank) == ("backward", dist.get_rank()):
             total.register_hook(sleepy)
@@ -163,6 +181,7 @@ def slowing(rank: int, part: str) -> Iterator[None]:
 
     with mock.patch.object(Stage, "forward", slowly):
         yield
+    pace(_UNLIMITED)
 
 
 def generators() -> str:
