@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -14,8 +14,9 @@ from cluster.slurm import EARLY_S
 _NAMES = r"^[A-Za-z0-9_][A-Za-z0-9_.,@+-]*$"
 _OURS = (
     "chdir", "dependency", "job-name", "kill-on-invalid-dep", "nodes", "no-requeue", "ntasks", "ntasks-per-node",
-    "open-mode", "output", "error", "parsable", "requeue", "signal", "wait", "wrap",
+    "ntasks-per-gpu", "open-mode", "output", "error", "parsable", "requeue", "signal", "wait", "wrap",
 )  # fmt: skip
+_FENCES = ("gpu-bind", "gpus-per-task", "tres-per-task")  # every task has its own GPUs and sees no others
 
 
 class SlurmSection(Section):
@@ -24,6 +25,10 @@ class SlurmSection(Section):
     nodes: PositiveInt = Field(1, description="hosts of the job")
     processes: PositiveInt | None = Field(
         None, description="training processes on each host; null: one per GPU of the job, one where it has none"
+    )
+    tasks_per: Literal["node", "gpu"] = Field(
+        "node",
+        description="what counts as a task to SLURM (and --cpus-per-task gives it cores): a host, or each GPU of gres",
     )
     time: str | None = Field(
         None, pattern=r"^([0-9]+-)?[0-9]{1,2}:[0-5][0-9]:[0-5][0-9]$", description="walltime, as [days-]HH:MM:SS"
@@ -57,16 +62,30 @@ class SlurmSection(Section):
                 f"{self.time} is over almost before the job begins: it is told to stop up to {self.warning_s} + "
                 f"{EARLY_S} s earlier; give it more, or lower warning_s",
             )
+        if self.tasks_per == "gpu" and not self._tasks():
+            yield ("tasks_per",), "'gpu' needs gres, as 'gpu:8', or processes, to know how many tasks a host has"
         for option in self.sbatch:
             name = option.partition("=")[0].removeprefix("--")
-            if name in type(self).model_fields:
+            if self.tasks_per == "gpu" and name in _FENCES:
+                yield (
+                    ("sbatch",),
+                    f"--{name} keeps the GPUs of one host from each other; ask for them with slurm.gres",
+                )
+            elif name in type(self).model_fields:
                 yield ("sbatch",), f"--{name} has a field of its own; set slurm.{name}"
             elif name in _OURS:
                 yield ("sbatch",), f"--{name} is set by `blsp submit`, which needs it as it is; remove it"
 
+    def _tasks(self) -> int:
+        """On each host; 0 where nothing says."""
+        if self.tasks_per == "node":
+            return 1
+        gpus = re.findall(r"(?:^|,)gpu(?::[^:,]*[^:,0-9][^:,]*)?(?::([0-9]+))?(?=,|$)", self.gres or "")
+        return self.processes or sum(int(number or 1) for number in gpus)
+
     def options(self) -> dict[str, str | None]:
         """Of sbatch, by their long names; None for one without a value."""
-        options: dict[str, str | None] = {"nodes": str(self.nodes), "ntasks-per-node": "1"}
+        options: dict[str, str | None] = {"nodes": str(self.nodes), "ntasks-per-node": str(self._tasks())}
         for name in ("time", "partition", "account", "qos", "constraint", "gres"):
             if (value := getattr(self, name)) is not None:
                 options[name] = value

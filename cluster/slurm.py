@@ -10,7 +10,7 @@ import os
 import re
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,6 +161,12 @@ def allocated_hosts(environment: Mapping[str, str] = os.environ) -> list[str]:
     if done.returncode != 0:
         raise OSError(f"SLURM could not read its own list of hosts {listed!r}: {done.stderr.strip()}")
     return done.stdout.split()
+
+
+def one_task_has_all(environment: MutableMapping[str, str] = os.environ) -> None:
+    """What srun reads of the job's tasks is forgotten: a step of one task would have the share of one, not the host."""
+    for name in ("CPUS_PER_TASK", "GPUS_PER_TASK", "NTASKS_PER_NODE", "TRES_PER_TASK"):
+        environment.pop(f"SLURM_{name}", None)
 
 
 def on_host(host: str, container: Path | None = None) -> list[str]:

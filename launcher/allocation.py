@@ -11,7 +11,7 @@ from pathlib import Path
 
 from blsp.recipe import TrainRecipe
 from cluster.agent_link import Place
-from cluster.slurm import allocated_hosts, on_host
+from cluster.slurm import allocated_hosts, on_host, one_task_has_all
 from cluster.supervise import supervise
 from launcher import start
 from launcher.quiet import num_gpus
@@ -33,6 +33,7 @@ def train(
     one per GPU of the job there, or one where it has none. Raises ValueError outside of a job.
     """
     hosts = allocated_hosts()
+    one_task_has_all()
     ranks = processes or int(os.environ.get("SLURM_GPUS_ON_NODE") or 0) or num_gpus() or 1
     python, environment = sys.executable, start.environment(ranks)
     if container is not None:
@@ -48,6 +49,7 @@ def train(
 
 def places() -> list[Place]:
     """The hosts of the job, for one process on each."""
+    one_task_has_all()
     path = {"PATH": start.environment(1)["PATH"]}
     agent = (sys.executable, "-m", "cluster.agent")
     return [Place(host, 1, (*on_host(host), *agent), None, path) for host in allocated_hosts()]

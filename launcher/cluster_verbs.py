@@ -80,6 +80,9 @@ def submit(
     overrides: Overrides = None,
     nodes: Annotated[int | None, typer.Option(help="Hosts.")] = None,
     processes: Annotated[int | None, typer.Option(help="Training processes on each host.")] = None,
+    tasks_per: Annotated[
+        str | None, typer.Option("--tasks-per", metavar="node|gpu", help="What SLURM counts as a task; default: node.")
+    ] = None,
     time: Annotated[str | None, typer.Option(metavar="[DAYS-]HH:MM:SS", help="Walltime.")] = None,
     warning_s: Annotated[
         int | None, typer.Option("--warning-s", help="Seconds before the walltime at which it saves and queues again.")
@@ -107,9 +110,9 @@ def submit(
     from launcher import submit
 
     given = {
-        "nodes": nodes, "processes": processes, "time": time, "warning_s": warning_s, "partition": partition,
-        "account": account, "qos": qos, "constraint": constraint, "gres": gres, "modules": module,
-        "container": None if container is None else str(container), "sbatch": sbatch,
+        "nodes": nodes, "processes": processes, "tasks_per": tasks_per, "time": time, "warning_s": warning_s,
+        "partition": partition, "account": account, "qos": qos, "constraint": constraint, "gres": gres,
+        "modules": module, "container": None if container is None else str(container), "sbatch": sbatch,
     }  # fmt: skip
     submit.run(recipe, overrides or [], submit.as_overrides(given), after, dry_run)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,15 @@ def launched(monkeypatch: pytest.MonkeyPatch, folder: Path, **options: Any) -> A
 
 def test_every_host_of_the_job_has_an_agent_and_a_rank_per_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "4")
+    for name in ("SLURM_CPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_NTASKS_PER_NODE"):
+        monkeypatch.setenv(name, "12")  # which srun would take for its step's
     job, places, limits = launched(monkeypatch, tmp_path)
     assert [(place.name, place.ranks) for place in places] == [("n7", 4), ("n9", 4)]
     command = places[1].command
     assert command[0] == "srun"
     assert {"--nodelist=n9", "--nodes=1", "--ntasks=1", "--overlap", "--cpu-bind=none"} <= set(command)
     assert command[-3:] == (sys.executable, "-m", "cluster.agent")
+    assert not [name for name in os.environ if name.endswith(("_PER_TASK", "_PER_NODE"))]
     assert job.argv[-3:] == ("--config", "mini_stage1", "data.seed=2")
     assert limits.host_timeout_s > 300, "SLURM's own patience with a host is over first"
     _, places, _ = launched(monkeypatch, tmp_path, processes=2)

@@ -149,10 +149,13 @@ def test_a_job_on_two_hosts_goes_on_after_its_walltime_a_preemption_and_a_lost_h
 
 
 def test_a_job_goes_on_elsewhere_while_its_lost_copy_still_runs(work: Path, slurm: Slurm, undisturbed: Trained) -> None:
-    """slurmd is killed, and its host comes to a halt; when its ranks go on, another host has long had their job."""
+    """slurmd is killed, and its host comes to a halt; when its ranks go on, another host has long had their job. What
+    was asked for is there: both GPUs, and cores for each."""
     run = work / "moved"
-    job = submit(slurm, work, str(undisturbed.recipe), f"run={run}", "--gres", "gpu:2", "--time", "0:20:00")
+    per_gpu = ["--gres", "gpu:2", "--tasks-per", "gpu", "--sbatch=--cpus-per-task=3"]
+    job = submit(slurm, work, str(undisturbed.recipe), f"run={run}", *per_gpu, "--time", "0:20:00")
     with standing_still(slurm, run, 8) as lost:
+        assert "CPUs=6 Tasks=1" in slurm.ask("scontrol", "show", "step", f"{job}.0"), "of both GPUs' tasks"
         assert {rank.environ()["CUDA_VISIBLE_DEVICES"] for rank in lost} == {"0,1"}
         first = next(node for node in slurm.bed.nodes if slurm.on(job) == node.name)
         slurm.kill_slurmd(first)

@@ -84,6 +84,13 @@ def test_options_stand_above_the_recipes_section(
         (["--sbatch", "--comment=a\nb"], "slurm.sbatch.0"),
         (["--time", "90"], "slurm.time: '90' does not fit; it is walltime, as [days-]HH:MM:SS"),
         (["--time", "0:06:00"], "is over almost before the job begins"),
+        (["--tasks-per", "gpu"], "slurm.tasks_per: 'gpu' needs gres, as 'gpu:8', or processes"),
+        (["--tasks-per", "core"], "slurm.tasks_per: 'core' is not one of node, gpu"),
+        (
+            ["--tasks-per", "gpu", "--gres", "gpu:8", "--sbatch=--gpus-per-task=1"],
+            "keeps the GPUs of one host from each",
+        ),
+        (["--sbatch=--ntasks-per-node=8"], "--ntasks-per-node is set by `blsp submit`"),
         (["--nodes", "0"], "slurm.nodes: should be greater than 0"),
     ],
 )
@@ -93,6 +100,25 @@ def test_a_wrong_option_is_a_sentence_and_nothing_is_submitted(
     assert run_main(monkeypatch, "submit", RECIPE, *options) == 2
     assert sentence in capsys.readouterr().err
     assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "tasks"),
+    [
+        (["--gres", "gpu:8"], 1),
+        (["--gres", "gpu:8", "--tasks-per", "gpu"], 8),
+        (["--gres", "gpu", "--tasks-per", "gpu"], 1),
+        (["--gres", "gpu:a100", "--tasks-per", "gpu"], 1),
+        (["--gres", "nvme:100,gpu:1g.10gb:2,gpu:a100:3", "--tasks-per", "gpu"], 5),
+        (["--gres", "gpu:8", "--processes", "4", "--tasks-per", "gpu"], 4),
+        (["--processes", "2", "--tasks-per", "gpu"], 2),
+    ],
+)
+def test_a_task_is_a_host_or_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], tasks: int
+) -> None:
+    assert run_main(monkeypatch, "submit", RECIPE, *options, "--dry-run") == 0
+    assert f"#SBATCH --ntasks-per-node={tasks}\n" in capsys.readouterr().out
 
 
 def test_shards_are_a_job_on_as_many_hosts_as_asked_for(
