@@ -23,7 +23,7 @@ _MAX_LINE_BYTES = 2**17
 class Reject:
     """An input that was left out. `source` says where it stood (`file:line`, path or id).
 
-    `reason` is a code: of labels bad_json, bad_line, no_text, unknown_emotion, duplicate_id,
+    `reason` is a code: of labels bad_json, bad_line, no_text, not_speech, unknown_emotion, duplicate_id,
     text_in_other_split; of audio missing_audio,
     lfs_pointer, unreadable, empty_audio, span_past_end, too_short, too_long, nan, silent, decoder_crash, decoder_hang;
     of the LLM llm_empty, llm_refusal; of samples in tars of others refused_member, ambiguous, too_large. `detail` is a
@@ -159,9 +159,9 @@ def write_sorted_manifest(path: Path, utterances: Iterable[Utterance]) -> None:
 
 
 def write_rejects(path: Path, rejects: Iterable[Reject]) -> None:
-    """Write one JSON object per reject, in the order given, all or nothing."""
+    """Write one JSON object per reject, in the order given, all or nothing. Paths that are no UTF-8 are escaped."""
     rows = (json.dumps(dataclasses.asdict(reject), ensure_ascii=False) for reject in rejects)
-    write_atomically(path, (f"{row}\n".encode() for row in rows))
+    write_atomically(path, (f"{row}\n".encode(errors="backslashreplace") for row in rows))
 
 
 def portable_path(audio: str, folder: Path) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shards.corpora import emodb, jsonl
+from shards.corpora import cafe, cremad, emodb, jsonl, ravdess
 from shards.corpora.corpus import Corpus, Items
 from shards.corpora.overlap import Owners, SplitTexts
 from shards.corpora.stats import SplitStats
@@ -24,8 +24,11 @@ from shards.manifest import Reject, parse_utterance, write_rejects, write_sorted
 from shards.sample import Utterance
 
 CORPORA: dict[str, Corpus] = {
+    "cafe": cafe.CORPUS,
+    "cremad": cremad.CORPUS,
     "emodb": emodb.CORPUS,
     "jsonl": jsonl.CORPUS,
+    "ravdess": ravdess.CORPUS,
 }
 
 _PART = 100_000  # utterances that are sorted in memory at once

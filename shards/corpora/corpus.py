@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shards.manifest import Reject
-from shards.sample import Utterance
+from shards.sample import Utterance, is_unicode
 
 Items = Iterator[Utterance | Reject]
 
@@ -39,7 +39,11 @@ class Corpus:
 
 
 def audio_fault(path: Path) -> Reject | None:
-    """What is wrong with a file of audio as far as its size tells: missing_audio, empty_audio, lfs_pointer, or None."""
+    """What is wrong with a file of audio as far as its name and size tell: unreadable, missing_audio, empty_audio,
+    lfs_pointer, or None."""
+    if not is_unicode(str(path)):
+        # Archives made elsewhere may be unpacked so, accents and all; a manifest is UTF-8 and cannot name them.
+        return Reject(str(path), "unreadable", "its path is not UTF-8; unpack the archive again, or rename the folder")
     try:
         size = path.stat().st_size
         if size == 0:
@@ -61,3 +65,12 @@ def folder_of(root: Path, name: str, layout: str) -> Path:
         if folder.is_dir() and folder.name == name:
             return folder
     raise ValueError(f"{root / name}: no such folder; {layout}")
+
+
+def audio_files(root: Path, suffixes: tuple[str, ...], layout: str) -> list[Path]:
+    """All files below `root` with one of these endings, in either case, sorted by path. Raises ValueError, which tells
+    the `layout` that was expected, when there is none."""
+    found = [path for path in root.absolute().rglob("*") if path.suffix.lower() in suffixes]
+    if not found:
+        raise ValueError(f"{root}: no {' or '.join(suffixes)} file in this folder or below; {layout}")
+    return sorted(found)

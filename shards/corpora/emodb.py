@@ -4,6 +4,8 @@
 
 Of the seven letters four have a place among our emotions (there is no surprise); fear, disgust and boredom are
 rejected and counted.
+
+Splits: no speaker is in two. `test` are the last two (15, a man, and 16, a woman), `dev` the two before (12 and 13).
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from shards.sample import Utterance
 _NAME = re.compile(r"(?P<speaker>\d\d)(?P<sentence>[ab]\d\d)(?P<emotion>[WLEAFTN])(?P<take>[a-z])")
 _EMOTIONS = {"N": "neutral", "F": "happy", "W": "angry", "T": "sad"}
 _OTHER_EMOTIONS = {"A": "fear", "E": "disgust", "L": "boredom"}
+_TEST_SPEAKERS = ("15", "16")
+_DEV_SPEAKERS = ("12", "13")
 _SENTENCES = {
     "a01": "Der Lappen liegt auf dem Eisschrank.",
     "a02": "Das will sie am Mittwoch abgeben.",
@@ -45,9 +49,11 @@ def read(root: Path) -> Items:
         elif fault := audio_fault(path):
             yield fault
         else:
+            speaker = name["speaker"]
+            split = "test" if speaker in _TEST_SPEAKERS else "dev" if speaker in _DEV_SPEAKERS else "train"
             yield Utterance(
                 id=f"emodb-{path.stem}", audio=str(path), text=_SENTENCES[name["sentence"]], corpus="emodb",
-                emotion=_EMOTIONS[name["emotion"]], speaker=name["speaker"], language="de", licence=CORPUS.licence,
+                emotion=_EMOTIONS[name["emotion"]], speaker=speaker, language="de", split=split, licence=CORPUS.licence,
             )  # fmt: skip
 
 
@@ -56,6 +62,6 @@ CORPUS = Corpus(
     url="http://emodb.bilderbar.info",
     licence="free",
     read=read,
-    official={"train": 535},
+    official={"train": 312, "dev": 96, "test": 127},
     official_emotions={"neutral": 79, "happy": 71, "angry": 127, "sad": 62},
 )

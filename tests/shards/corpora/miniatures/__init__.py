@@ -55,10 +55,12 @@ def all_defects() -> list[tuple[str, str]]:
     return [(name, defect) for name in names() for defect in miniature(name).DEFECTS]
 
 
-def tone(path: Path, seconds: float = 1.0, rate: int = 16000, channels: int = 1, **options: str) -> Path:
+def tone(
+    path: Path, seconds: float = 1.0, rate: int = 16000, channels: int = 1, loudness: float = 0.3, **options: str
+) -> Path:
     """Write a clip whose sound is its own: its pitch comes from its path. Returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     hertz = 200 + sum(path.name.encode()) % 400
-    wave = 0.3 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate)
+    wave = loudness * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate)
     soundfile.write(path, np.stack([wave] * channels, axis=1), rate, **options)
     return path
