@@ -20,7 +20,7 @@ from blsp.checkpoint_folder import TAG, best_of, committed, damage, newest_valid
 from blsp.export import EXPORT_CONFIG, EXPORT_WEIGHTS, export_config, export_fingerprint, stages, write_export
 from blsp.provenance import refuse_other_weights
 from blsp.recipe import TrainRecipe, recipe_of
-from blsp.weight_files import load_tensors
+from blsp.weight_files import load_tensors, refuse_not_finite
 
 _REGISTERED = "parts."  # where `blsp.run.Stage` has what trains
 
@@ -29,7 +29,7 @@ def begin(recipe: TrainRecipe, announce: Callable[[str], object] = print) -> Tra
     """The recipe of a run, its `model.init` being `RUN/init` when the earlier run there has left no export.
 
     Only rank 0 calls it, the owner of the run's folder. Raises ValueError when all checkpoints of the earlier run are
-    damaged or one is not what such a run writes; none of them runs code.
+    damaged, when one is not what such a run writes, and when a weight in it is not finite; none of them runs code.
     """
     earlier, made = recipe.model.init, recipe.run / "init"
     if earlier is None:
@@ -66,13 +66,14 @@ def checkpoint_at(run: Path, step: str) -> Path:
 def write_as_export(newest: Path, made: Path) -> None:
     """Write what a checkpoint holds into `made/export`, with what its run began with.
 
-    Raises ValueError when it is not what such a run writes; nothing in it runs.
+    Raises ValueError when it is not what such a run writes or a weight is not finite; nothing in it runs.
     """
     state = read_state(newest)
     recipe = recipe_of(state.recipe, newest)
     made.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=made) as scratch:
         weights = _trained(elastic.linked(newest, Path(scratch)), recipe)
+    refuse_not_finite(newest, weights, "let that run go on, which passes over it, or take the checkpoint away")
     parts, history = set(recipe.stage.train), []
     if recipe.model.init is not None:
         before = export_config(recipe.model.init / "export")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -63,12 +63,22 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file by its name. Raises ValueError when it is no whole such file."""
+    """Every tensor of a safetensors file by its name. Raises ValueError when it is no whole such file, and for a
+    number that is not finite."""
     try:
         _refuse_long_header(path)
-        return load_file(path)
-    except (SafetensorError, RuntimeError) as error:
+        tensors = load_file(path)
+        refuse_not_finite(path, tensors, "train it again, or take an earlier one")
+    except (SafetensorError, RuntimeError) as error:  # also of types that torch knows by name only
         raise ValueError(f"{path}: cannot be read as safetensors; is it whole? ({error})") from None
+    return tensors
+
+
+def refuse_not_finite(path: Path, tensors: Mapping[str, Tensor], remedy: str) -> None:
+    """Raises ValueError naming the first tensor with a number that is not finite."""
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{path}: numbers in {name} are not finite, so nothing can be learnt from it; {remedy}")
 
 
 def _refuse_long_header(path: Path) -> None:

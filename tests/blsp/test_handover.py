@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,16 @@ def test_code_in_the_checkpoint_is_refused_and_does_not_run(tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"model_states.pt: refused, because it names .*; nothing of it was run"):
         begin(recipe(tmp_path, "stage_2", "stage_1"), lambda said: None)
     assert not (tmp_path / "it_ran").exists()
+
+
+def test_a_weight_that_is_not_finite_is_refused_with_checkpoint_and_name(tmp_path: Path) -> None:
+    weights = {"parts.adapter.bias": torch.zeros(2), "parts.adapter.weight": torch.tensor([1.0, math.nan])}
+    newest = checkpoint(recipe(tmp_path, "stage_1"), 2, {"module": weights})
+    with pytest.raises(
+        ValueError, match=f"^{newest}: numbers in adapter.weight are not finite, so nothing can be learnt"
+    ):
+        begin(recipe(tmp_path, "stage_2", "stage_1"), lambda said: None)
+    assert not (tmp_path / "stage_2" / "init" / "export").exists()
 
 
 @pytest.mark.parametrize("states", [{"other": 1}, [1], {"module": 3}])

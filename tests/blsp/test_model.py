@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -346,6 +348,22 @@ def test_an_export_that_does_not_fit_is_a_sentence(model: SpeechLM, section: Mod
     ):
         with pytest.raises(ValueError, match=sentence):
             SpeechLM.build(ModelSection.model_validate({**section.model_dump(), **changes, "init": run}), CPU)
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("number", [math.nan, -math.inf])
+def test_an_export_with_a_number_that_is_not_finite_is_refused_with_file_and_tensor(
+    model: SpeechLM, section: ModelSection, tmp_path: Path, number: float
+) -> None:
+    run = export_of(model, STAGE_1, tmp_path / "run")
+    path = run / "export" / "model.safetensors"
+    weights = load_file(path)
+    weights["adapter.fc2.weight"][1, 2] = number
+    save_file(weights, path)
+    with pytest.raises(
+        ValueError, match=rf"^{path}: numbers in adapter\.fc2\.weight are not finite, so nothing can be"
+    ):
+        SpeechLM.build(ModelSection.model_validate({**section.model_dump(), "init": run}), CPU)
 
 
 def test_a_run_without_an_export_is_a_sentence(tmp_path: Path) -> None:
