@@ -2,6 +2,8 @@
 
 from setuptools import find_packages, setup
 
+AV = ["av>=18.1,<19"]
+CSD = ["h5py>=3.12,<4"]
 S3 = ["aiohttp>=3.11,<4", "botocore>=1.36,<2", "fsspec>=2025.3", "s3fs>=2025.3"]
 
 setup(
@@ -36,10 +38,14 @@ setup(
         "typer>=0.20,<1",
     ],
     extras_require={
+        "av": AV,  # sound of video files and .m4a
         "bench": ["lhotse>=1.33,<2"],
+        "csd": CSD,  # labels of CMU-MOSEI as its SDK keeps them
         "miniature": ["espeakng-loader>=0.2.4,<0.3"],
         "s3": S3,
         "dev": [
+            *AV,
+            *CSD,
             *S3,
             "flask>=3,<4",  # moto's server
             "flask-cors>=6,<7",

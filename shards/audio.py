@@ -12,7 +12,7 @@ import os
 import stat
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ import numpy as np
 import soundfile
 import soxr
 from numpy.typing import NDArray
+
+from shards.containers import ContainerError, ContainerSound, container_of
 
 SAMPLE_RATE = 16000
 MAX_DURATION_S = 30.0  # Whisper's window
@@ -43,6 +45,9 @@ _NOT_AUDIO = {
     b"version https://git-lfs": ("lfs_pointer", "a pointer of git-lfs, not the file; fetch it with `git lfs pull`"),
     b"\x00\x05\x16\x07": ("unreadable", "an AppleDouble file of macOS, which holds no audio"),
 }
+
+
+_Sound = Any  # a soundfile.SoundFile, which has no types, or a ContainerSound, which has its methods
 
 
 class AudioError(ValueError):
@@ -123,18 +128,34 @@ def _open(path: Path) -> int:
 
 
 @contextmanager
-def _sound(source: int | io.BytesIO, path: Path) -> Iterator[soundfile.SoundFile]:
+def _sound(source: int | io.BytesIO, path: Path) -> Iterator[_Sound]:
     try:
-        with soundfile.SoundFile(source, closefd=False) as file:
+        with _unread(source) as file:
             yield file
     except (soundfile.LibsndfileError, TypeError, RuntimeError) as error:
         raise AudioError("unreadable", f"{path}: not an audio file that libsndfile can read ({error})") from None
+    except ContainerError as error:
+        raise AudioError("unreadable", f"{path}: {error}") from None
     except MemoryError:
         raise AudioError("unreadable", f"{path}: takes more memory than a clip may") from None
 
 
+@contextmanager
+def _unread(source: int | io.BytesIO) -> Iterator[_Sound]:
+    """The file, whichever of the two libraries reads its format."""
+    with os.fdopen(source, "rb", 0, closefd=False) if isinstance(source, int) else nullcontext(source) as file:
+        form = container_of(file.read(64))
+        file.seek(0)
+        if form is None:
+            with soundfile.SoundFile(source, closefd=False) as sound:
+                yield sound
+        else:
+            with ContainerSound(file, form) as container:
+                yield container
+
+
 def _load(
-    file: soundfile.SoundFile, path: Path, start_s: float, duration_s: float | None, max_duration_s: float
+    file: _Sound, path: Path, start_s: float, duration_s: float | None, max_duration_s: float
 ) -> NDArray[np.int16]:
     rate = file.samplerate
     start, wanted = _span(file, path, start_s, duration_s, max_duration_s)
@@ -157,9 +178,7 @@ def _load(
     return _to_int16(mono)
 
 
-def _span(
-    file: soundfile.SoundFile, path: Path, start_s: float, duration_s: float | None, max_duration_s: float
-) -> tuple[int, int]:
+def _span(file: _Sound, path: Path, start_s: float, duration_s: float | None, max_duration_s: float) -> tuple[int, int]:
     """(first frame, number of frames) of the span, after every check that the header allows."""
     rate, held_s = file.samplerate, file.frames / max(file.samplerate, 1)
     if not 0 < rate <= _MAX_RATE or not 0 < file.channels <= _MAX_CHANNELS or rate * file.channels > _MAX_VALUES_PER_S:
@@ -193,7 +212,7 @@ def _check_peak(peak: float, path: Path) -> None:
         raise AudioError("silent", f"{path}: silence (peak below {SILENCE_PEAK:g} of full scale)")
 
 
-def _read_mono(file: soundfile.SoundFile, wanted: int) -> NDArray[np.float32]:
+def _read_mono(file: _Sound, wanted: int) -> NDArray[np.float32]:
     """float32 [up to `wanted`], the mean over the channels."""
     mono, filled = np.empty(wanted, np.float32), 0
     while filled < wanted:

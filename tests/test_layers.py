@@ -19,6 +19,7 @@ LAYERS = ("launcher", "blsp", "shards", "cluster")  # each may import those to i
 # Who may import a heavy package, or one whose spread would tie the code to it.
 ALLOWED = {
     "aiohttp": {"shards.sets.object_store"},
+    "av": {"shards.containers"},
     "botocore": {"shards.sets.object_store"},
     "deepspeed": {
         "blsp.meeting",
@@ -35,6 +36,7 @@ ALLOWED = {
     },
     "espeakng_loader": {"shards.miniature.synth"},
     "fsspec": {"shards.sets.object_store"},
+    "h5py": {"shards.corpora.mosei"},
     "peft": {"blsp.lora"},
     "pydantic": {
         "blsp.data_section",
