@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shards.corpora import cafe, cremad, emodb, jsonl, ravdess
+from shards.corpora import cafe, cremad, emodb, jsonl, ravdess, table
 from shards.corpora.corpus import Corpus, Items
 from shards.corpora.overlap import Owners, SplitTexts
 from shards.corpora.stats import SplitStats
@@ -26,6 +26,7 @@ from shards.sample import Utterance
 CORPORA: dict[str, Corpus] = {
     "cafe": cafe.CORPUS,
     "cremad": cremad.CORPUS,
+    "csv": table.CORPUS,
     "emodb": emodb.CORPUS,
     "jsonl": jsonl.CORPUS,
     "ravdess": ravdess.CORPUS,

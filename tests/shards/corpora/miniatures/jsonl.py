@@ -7,7 +7,10 @@ from pathlib import Path
 
 from tests.shards.corpora.miniatures import Made, tone
 
-DEFECTS = ("bad_lines", "missing_audio", "empty_text", "duplicate_id", "unknown_emotion", "bom_and_crlf", "lfs_pointer")
+DEFECTS = (
+    "bad_lines", "missing_audio", "empty_text", "duplicate_id", "unknown_emotion", "bom_and_crlf", "lfs_pointer",
+    "addresses", "bad_addresses",
+)  # fmt: skip
 
 
 def make(root: Path, defect: str | None = None) -> Made:
@@ -41,6 +44,15 @@ def make(root: Path, defect: str | None = None) -> Made:
         (root / "wav" / "pointer.flac").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
         lines.append('{"audio": "wav/pointer.flac", "text": "x"}')
         made.dropped["lfs_pointer"] = 1
+    elif defect == "addresses":
+        lines += ['{"audio": "wav/0.flac:1600:8000", "text": "x"}', '{"audio": "wav/0.flac:0:-1", "text": "x"}']
+        made.kept |= {"wav/0-1600-8000", "wav/0-0--1"}
+    elif defect == "bad_addresses":
+        (root / "wav" / "noise.flac").write_bytes(b"no audio")
+        lines += [json.dumps({"audio": audio, "text": "x"}) for audio in ("a.zip:40:900", "wav/noise.flac:0:9")]
+        lines += ['{"audio": "wav/gone.flac:0:9", "text": "x"}', '{"audio": "wav/0.flac:0:0", "text": "x"}']
+        lines.append('{"audio": "wav/0.flac:0:800", "start_s": 1, "text": "x"}')
+        made.dropped.update(unreadable=2, missing_audio=1, bad_json=2)
     end = "\r\n" if defect == "bom_and_crlf" else "\n"
     made.root.write_bytes((("\ufeff" if defect == "bom_and_crlf" else "") + end.join(lines) + end).encode())
     return made
