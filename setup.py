@@ -20,6 +20,7 @@ setup(
         "accelerate>=1.15,<2",  # transformers loads under ZeRO-3 only with it
         "deepspeed>=0.19.8,<0.20",
         "huggingface_hub>=2,<3",
+        "ijson>=3.4,<4",
         "numpy>=2,<3",
         "peft>=0.21,<0.22",
         "psutil>=7,<8",

@@ -23,11 +23,10 @@ _MAX_LINE_BYTES = 2**17
 class Reject:
     """An input that was left out. `source` says where it stood (`file:line`, path or id).
 
-    `reason` is a code: of labels bad_json, bad_line, no_text, not_speech, unknown_emotion, duplicate_id,
-    text_in_other_split; of audio missing_audio,
-    lfs_pointer, unreadable, empty_audio, span_past_end, too_short, too_long, nan, silent, decoder_crash, decoder_hang;
-    of the LLM llm_empty, llm_refusal; of samples in tars of others refused_member, ambiguous, too_large. `detail` is a
-    sentence.
+    `reason` is a code: of labels bad_json, bad_line, no_text, not_speech, weak_label, unknown_emotion, duplicate_id,
+    text_in_other_split; of audio missing_audio, lfs_pointer, unreadable, empty_audio, span_past_end, too_short,
+    too_long, nan, silent, decoder_crash, decoder_hang; of the LLM llm_empty, llm_refusal; of samples in tars of others
+    refused_member, ambiguous, too_large. `detail` is a sentence.
     """
 
     source: str

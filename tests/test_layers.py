@@ -37,6 +37,7 @@ ALLOWED = {
     "espeakng_loader": {"shards.miniature.synth"},
     "fsspec": {"shards.sets.object_store"},
     "h5py": {"shards.corpora.mosei"},
+    "ijson": {"shards.corpora.recordings"},
     "peft": {"blsp.lora"},
     "pydantic": {
         "blsp.data_section",

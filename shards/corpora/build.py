@@ -15,7 +15,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shards.corpora import cafe, cremad, emodb, jsonl, ravdess, table
+from shards.corpora import (
+    aishell,
+    cafe,
+    commonvoice,
+    cremad,
+    emodb,
+    gigaspeech,
+    jsonl,
+    librispeech,
+    mls,
+    ravdess,
+    table,
+    voxpopuli,
+    wenetspeech,
+)
 from shards.corpora.corpus import Corpus, Items
 from shards.corpora.overlap import Owners, SplitTexts
 from shards.corpora.stats import SplitStats
@@ -24,12 +38,19 @@ from shards.manifest import Reject, parse_utterance, write_rejects, write_sorted
 from shards.sample import Utterance
 
 CORPORA: dict[str, Corpus] = {
+    "aishell": aishell.CORPUS,
     "cafe": cafe.CORPUS,
+    "commonvoice": commonvoice.CORPUS,
     "cremad": cremad.CORPUS,
     "csv": table.CORPUS,
     "emodb": emodb.CORPUS,
+    "gigaspeech": gigaspeech.CORPUS,
     "jsonl": jsonl.CORPUS,
+    "librispeech": librispeech.CORPUS,
+    "mls": mls.CORPUS,
     "ravdess": ravdess.CORPUS,
+    "voxpopuli": voxpopuli.CORPUS,
+    "wenetspeech": wenetspeech.CORPUS,
 }
 
 _PART = 100_000  # utterances that are sorted in memory at once

@@ -54,6 +54,8 @@ def audio_fault(path: Path) -> Reject | None:
                     return Reject(str(path), "lfs_pointer", "a pointer of git-lfs, no audio; run `git lfs pull` there")
     except OSError as error:
         return Reject(str(path), "missing_audio", f"no such file ({(error.strerror or '').lower()})")
+    except ValueError:
+        return Reject(str(path), "missing_audio", "no such file (a NUL is in its name)")
     return None
 
 

@@ -28,6 +28,11 @@ class Made:
     dropped: Counter[str] = field(default_factory=Counter)
     subset: str | None = None
 
+    def drop(self, name: str, reason: str) -> None:
+        """The id `name` is not kept, for a reason."""
+        self.kept.remove(name)
+        self.dropped[reason] += 1
+
 
 class Miniature(Protocol):
     """A module of this package."""

@@ -1,0 +1,61 @@
+"""Tables and transcripts of others, line by line: a line that is no text costs that line."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from shards.manifest import Reject
+
+
+def lines(path: Path) -> Iterator[tuple[str, str] | Reject]:
+    """(`file:number`, line) of every line that says something, of a UTF-8 file or one that gzip has packed (.gz); a
+    reject of every line that is not UTF-8. White space in a line is left as it is, a byte order mark is not.
+
+    Raises OSError when the file cannot be read, ValueError when gzip's end is missing.
+    """
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        number = 0
+        try:
+            for number, data in enumerate(file, start=1):
+                source = f"{path}:{number}"
+                try:
+                    line = data.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                except UnicodeDecodeError:
+                    yield Reject(source, "bad_line", "not UTF-8 text")
+                    continue
+                if line.strip():
+                    yield source, line
+        except (EOFError, gzip.BadGzipFile) as error:
+            raise ValueError(f"{path}: broken off after line {number} ({error}); download it again") from None
+
+
+def rows(
+    table: Path, needed: Sequence[str], delimiter: str = "\t", *, quoted: bool = False
+) -> Iterator[tuple[str, dict[str, str]] | Reject]:
+    """(`file:number`, cells by the names in the table's first line), or a reject of a line that has not as many cells.
+
+    A row is one line: a quotation mark that nobody closes costs no more than its own. Unless cells are `quoted`, such
+    marks are part of the text. Raises ValueError when the first line lacks a `needed` name, and as `lines` does.
+    """
+    header: list[str] | None = None
+    for line in lines(table):
+        if isinstance(line, Reject):
+            yield line
+            continue
+        source, text = line
+        try:
+            cells = next(csv.reader([text], delimiter=delimiter)) if quoted else text.split(delimiter)
+        except csv.Error as error:
+            yield Reject(source, "bad_line", f"not a row of a table ({error})")
+            continue
+        if header is None:
+            header = cells
+            if missing := [name for name in needed if name not in header]:
+                raise ValueError(f"{table}: its first line names no column {missing[0]}; it has {', '.join(header)}")
+        elif len(cells) == len(header):
+            yield source, dict(zip(header, cells, strict=True))
+        else:
+            yield Reject(source, "bad_line", f"{len(cells)} columns where the first line has {len(header)}")
