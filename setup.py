@@ -24,6 +24,7 @@ setup(
         "numpy>=2,<3",
         "peft>=0.21,<0.22",
         "psutil>=7,<8",
+        "py3langid>=0.4,<0.5",
         "pydantic>=2.11,<3",
         "pyyaml>=6,<7",
         "ray>=2.60,<3",

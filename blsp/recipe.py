@@ -19,6 +19,7 @@ from blsp.section import FilePath, Listed, Location, NonEmpty, Pair, Problem, Se
 from blsp.slurm_section import SlurmSection
 from blsp.supervision_section import SupervisionSection
 from shards.prompts import SAME_PROMPT
+from shards.targets.filters import FILTERS, FilterName
 
 Module = Literal["adapter", "encoder", "encoder_lora", "lora", "classifier"]
 
@@ -272,6 +273,15 @@ class WriterSection(Section):
     )
 
 
+class FiltersSection(Section):
+    drop: Listed[FilterName] = Field(
+        FILTERS, description="continuations that are left out; the report counts those that are not named here"
+    )
+    min_gain: float | None = Field(
+        None, description="leave out continuations whose emotion gain is lower, in nats per token; null for none"
+    )
+
+
 class ShardRecipe(Section):
     """Manifests in, one shard set of audio and continuations out; or new continuations for a set that is there."""
 
@@ -285,6 +295,7 @@ class ShardRecipe(Section):
     )
     out: Location = Field(description="where the shard set is made: a folder, or s3://bucket/prefix")
     writer: WriterSection
+    filters: FiltersSection = Field(FiltersSection(), description="which continuations are no targets to learn")
     clips_per_shard: PositiveInt = Field(1000, description="utterances per tar file")
     cpu_actors: PositiveInt | None = Field(None, description="processes that decode and encode audio; null: all cores")
     llm_actors: PositiveInt = Field(1, description="copies of the LLM that write")

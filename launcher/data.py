@@ -70,6 +70,7 @@ def shard(recipe: ShardRecipe) -> None:
     from shards.pipeline import job as jobs
     from shards.pipeline.run import write_shards
     from shards.sets.teacher import TeacherSpec
+    from shards.targets.filters import Filters
 
     asked = recipe.writer.teacher
     job = jobs.ShardJob(
@@ -83,6 +84,7 @@ def shard(recipe: ShardRecipe) -> None:
         max_new_tokens=recipe.writer.max_new_tokens,
         batch_size=recipe.writer.batch_size,
         teacher=None if asked is None else TeacherSpec(asked.top_k, asked.temperatures),
+        filters=Filters(recipe.filters.drop, recipe.filters.min_gain),
         clips_per_shard=recipe.clips_per_shard,
         cpu_actors=recipe.cpu_actors,
         llm_actors=recipe.llm_actors,

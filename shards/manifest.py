@@ -25,8 +25,9 @@ class Reject:
 
     `reason` is a code: of labels bad_json, bad_line, no_text, not_speech, weak_label, unknown_emotion, duplicate_id,
     text_in_other_split; of audio missing_audio, lfs_pointer, unreadable, empty_audio, span_past_end, too_short,
-    too_long, nan, silent, decoder_crash, decoder_hang; of the LLM llm_empty, llm_refusal; of samples in tars of others
-    refused_member, ambiguous, too_large. `detail` is a sentence.
+    too_long, nan, silent, decoder_crash, decoder_hang; of the LLM llm_empty, llm_refusal, llm_wrong_language,
+    llm_repeats, llm_names_emotion, llm_low_gain; of samples in tars of others refused_member, ambiguous, too_large.
+    `detail` is a sentence.
     """
 
     source: str

@@ -224,19 +224,26 @@ class Continuation:
     """What the LLM wrote for an utterance.
 
     `prompt` is a key of `shards.prompts.PROMPTS`. `finished` is False when the token limit cut the text: then no end
-    of turn is supervised. `writer` names model, revision, prompt hash and sampling.
+    of turn is supervised. `writer` names model, revision, prompt hash and sampling. `gain` is how much emotion the text
+    carries (`shards.targets.gain`), in nats per token, where that was measured.
     """
 
     prompt: str
     text: str
     finished: bool
     writer: str
+    gain: float | None = None
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
         """Raises ValueError naming the field that is missing, unknown or of the wrong type."""
-        return cls(**_checked(cls, record, {"prompt": (str,), "text": (str,), "finished": (bool,), "writer": (str,)}))
+        text: tuple[type, ...] = (str,)
+        types = {"prompt": text, "text": text, "finished": (bool,), "writer": text, "gain": _OPTIONAL_NUMBER}
+        continuation = cls(**_checked(cls, record, types))
+        if continuation.gain is not None and not math.isfinite(continuation.gain):
+            raise ValueError(f"field 'gain' is {continuation.gain}, which is no number of nats")
+        return continuation
 
     def to_json(self) -> dict[str, Any]:
-        """All four fields in declaration order."""
-        return dict(vars(self))
+        """Fields in declaration order, without a gain that was not measured."""
+        return {name: value for name, value in vars(self).items() if value is not None}

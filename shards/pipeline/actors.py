@@ -38,8 +38,8 @@ class _CpuActor:
         self._read_clips = job.clip_reader()
 
     def write_task(self, task: Task, answers: Answers) -> Commit:
-        clips = self._read_clips(task)
-        return write_task(self._store, task, clips, self._job.prompt, answers, self._decoder.encode)
+        job, clips = self._job, self._read_clips(task)
+        return write_task(self._store, task, clips, job.prompt, answers, self._decoder.encode, job.filters)
 
 
 def run_tasks(

@@ -12,6 +12,7 @@ from shards.pipeline.inputs import FromBase, FromManifests, Inputs, clip_reader
 from shards.pipeline.tasks import Task
 from shards.prompts import TRAINED_UNDER
 from shards.sets.teacher import TeacherSpec
+from shards.targets.filters import ALL_FILTERS, Filters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,7 @@ class ShardJob:
     max_new_tokens: int = 48
     batch_size: int = 32
     teacher: TeacherSpec | None = None
+    filters: Filters = ALL_FILTERS
     clips_per_shard: int = 1000
     cpu_actors: int | None = None
     llm_actors: int = 1

@@ -32,6 +32,7 @@ class _Totals:
         self.tokens = np.zeros(len(_TOKEN_EDGES), np.int64)
         self.emotions: Counter[str] = Counter()
         self.speakers: Counter[int] = Counter()
+        self.noted: Counter[str] = Counter()
         self._sounds: list[NDArray[np.uint64]] = []
 
     def add(self, rows: NDArray[np.void], tokens: NDArray[np.void] | None) -> None:
@@ -63,6 +64,7 @@ def write_report(store: Store, summary: Summary, corpora: object, commits: Itera
     """report.json and report.md of a set whose tasks are all committed."""
     totals = _Totals()
     for commit in commits:
+        totals.noted.update(commit.noted)
         if commit.name is not None:
             index = decode_index(store.read(f"index/{commit.name}.npy"), commit.rows)
             tokens = None
@@ -82,6 +84,7 @@ def _report(summary: Summary, corpora: object, totals: _Totals, speed: Speed) ->
             "clips": speed.clips, "seconds": round(speed.seconds, 1),
             "clips_per_s": round(speed.clips_per_s, 2), "hours_per_s": round(speed.hours_per_s, 5),
         },
+        "noted": dict(totals.noted.most_common()),
         "corpora": corpora,
         "emotions": dict(totals.emotions.most_common()),
         "speakers": {
@@ -118,6 +121,7 @@ def _markdown(report: dict[str, Any]) -> str:
         "",
     ]
     lines += _table("Rejected", "reason", report["rejected"].items())
+    lines += _table("Found by filters, and left in", "what", report["noted"].items())
     lines += _table(
         "Corpora", "corpus, licence", [(f"{c['corpus']}, {c['licence']}", c["clips"]) for c in report["corpora"]]
     )

@@ -268,6 +268,7 @@ def _claim(job: ShardJob, store: Store, inputs: Inputs) -> str:
         "wording": [wording.system, wording.instruction],
         "max_new_tokens": job.max_new_tokens,
         "teacher": None if job.teacher is None else [job.teacher.top_k, list(job.teacher.temperatures)],
+        "filters": job.filters.to_json(),
     }
     before, finished = read_job(store), "dataset.json" in store.names("")
     if finished or (before is not None and store.names("commits")):

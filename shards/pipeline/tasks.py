@@ -12,8 +12,8 @@ import hashlib
 import json
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.files import write_atomically
-from shards.audio import AudioError, EncodedClip, decode_flac, encode_clip, encode_flac
-from shards.decoder import Span
+from shards.audio import AudioError
 from shards.manifest import Reject, write_rejects
 from shards.pipeline.attempts import attempt
 from shards.pipeline.clips import Clip, KeptAudio
+from shards.pipeline.encoded import Encode, encode_here, joined
 from shards.prompts import PROMPTS
 from shards.sample import Continuation, Utterance
 from shards.sets.index import Shard, encode_array
@@ -33,15 +33,13 @@ from shards.sets.store import Store
 from shards.sets.tar import TarShard
 from shards.sets.teacher import TeacherSpec
 from shards.sets.tokens import TOKEN_COUNTS, count_tokens, tokens_file
+from shards.targets.filters import ALL_FILTERS, Filters
 from shards.writers.protocol import Request, Writer
-from shards.writers.refusals import drop_reason
 
 DUPLICATES = "duplicates.jsonl"  # in rejects/, beside the rejects of tasks
 _MAX_COMMIT_BYTES = 2**20
 _MAX_ALL_MISSING = 10
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
-
-Encode = Callable[[Iterable[Span]], Iterator[EncodedClip | AudioError]]
 
 
 class NoSpaceError(OSError):
@@ -80,7 +78,8 @@ class Commit:
     """What became of a task. `name` (of tar and index) is None when no clip of it could be used.
 
     `job` is the one it belongs to (`job_fingerprint`). `rejects` names the file in `rejects/`, `tokens` the template
-    whose token counts lie in `tokens/`; `corpora` are the clips written, by corpus and licence.
+    whose token counts lie in `tokens/`; `corpora` are the clips written, by corpus and licence. `noted` is what filters
+    found in those and left in.
     """
 
     task: int
@@ -95,6 +94,7 @@ class Commit:
     writer: str | None
     tokens: str | None
     corpora: list[tuple[str, str | None, int]]
+    noted: dict[str, int] = field(default_factory=dict)
 
     @property
     def inputs(self) -> int:
@@ -192,20 +192,17 @@ def _parse_commit(store: Store, name: str, data: bytes) -> Commit:
 
 def _numbers(commit: Commit) -> list[object]:
     counts = [commit.rows, commit.bytes, commit.index_crc32, commit.num_samples]
-    return [*counts, *commit.rejected.values(), *(clips for _, _, clips in commit.corpora)]
-
-
-def encode_here(spans: Iterable[Span]) -> Iterator[EncodedClip | AudioError]:
-    """As `shards.decoder.Decoder.encode`, in this process."""
-    for span in spans:
-        try:
-            yield encode_clip(Path(span.path), span.start_s, span.duration_s)
-        except AudioError as error:
-            yield error
+    return [*counts, *commit.rejected.values(), *commit.noted.values(), *(clips for _, _, clips in commit.corpora)]
 
 
 def write_task(
-    store: Store, task: Task, clips: Sequence[Clip], prompt: str, answers: Answers, encode: Encode = encode_here
+    store: Store,
+    task: Task,
+    clips: Sequence[Clip],
+    prompt: str,
+    answers: Answers,
+    encode: Encode = encode_here,
+    filters: Filters = ALL_FILTERS,
 ) -> Commit:
     """Encode, write and commit a task; `answers` are to `requests(clips, prompt)`.
 
@@ -218,7 +215,7 @@ def write_task(
         return done
     try:
         with attempt(store, f"{task.number:06d}") as folder:
-            commit = _write(store, task, clips, prompt, answers, encode, folder)
+            commit = _write(store, task, clips, prompt, answers, encode, filters, folder)
             return _commit(store, commit)
     except OSError as error:
         if error.errno in _NO_SPACE:
@@ -236,11 +233,12 @@ def _write(
     prompt: str,
     answers: Answers,
     encode: Encode,
+    filters: Filters,
     folder: Path,
 ) -> Commit:
     """Everything but the commit, under names that nobody reads before it."""
     with TarShard(folder / "tar") as shard:
-        kept, rejects = _fill(shard, clips, prompt, answers, encode)
+        kept, rejects, noted = _fill(shard, clips, prompt, answers, encode, filters)
         _refuse_missing_corpora(clips, rejects)
     name, index = None, b""
     if kept:
@@ -265,6 +263,7 @@ def _write(
         writer=answers.continuations[0].writer if answers.continuations else None,
         tokens=answers.template if name else None,
         corpora=[(corpus, licence, number) for (corpus, licence), number in corpora.items()],
+        noted=dict(sorted(noted.items())),
     )
     assert commit.inputs == task.size
     return commit
@@ -283,10 +282,12 @@ def _put_rejects(store: Store, folder: Path, task: Task, rejects: Sequence[Rejec
 
 
 def _fill(
-    shard: TarShard, clips: Sequence[Clip], prompt: str, answers: Answers, encode: Encode
-) -> tuple[list[tuple[Utterance, int]], list[Reject]]:
-    """Add every clip that can be used to the shard; returns those, each with the number of its answer, and the rest."""
+    shard: TarShard, clips: Sequence[Clip], prompt: str, answers: Answers, encode: Encode, filters: Filters
+) -> tuple[list[tuple[Utterance, int]], list[Reject], Counter[str]]:
+    """Add every clip that can be used to the shard; returns those, each with the number of its answer, the rest, and
+    what the filters counted of the former."""
     kept: list[tuple[Utterance, int]] = []
+    noted: Counter[str] = Counter()
     rejects: list[Reject] = []
     usable = [clip for clip in clips if _text_fault(clip.utterance, prompt) is None]
     assert len(usable) == len(answers.continuations)
@@ -297,12 +298,13 @@ def _fill(
         fault = _text_fault(utterance, prompt)
         if fault is None:
             continuation = answers.continuations[number]
-            audio = clip.audio if isinstance(clip.audio, KeptAudio) else _joined([next(encoded) for _ in clip.spans])
+            audio = clip.audio if isinstance(clip.audio, KeptAudio) else joined([next(encoded) for _ in clip.spans])
             if isinstance(audio, AudioError):
                 fault = Reject(utterance.id, audio.reason, str(audio))
-            elif reason := drop_reason(continuation.text):
+            elif reason := (verdict := filters.judge(utterance, continuation)).reason:
                 fault = Reject(utterance.id, reason, f"the LLM wrote {continuation.text!r}")
             else:
+                noted.update(verdict.noted)
                 teacher = answers.teachers[number] if answers.teachers else b""
                 if isinstance(audio, KeptAudio):
                     shard.add(utterance, continuation, audio.at, audio.num_samples, teacher)
@@ -314,28 +316,7 @@ def _fill(
             number += 1
         if fault is not None:
             rejects.append(fault)
-    return kept, rejects
-
-
-@dataclass(frozen=True)
-class _Joined:
-    """The clips of one sample as one FLAC file, and the length of each at 16 kHz."""
-
-    flac: bytes
-    lengths: list[int]
-
-
-def _joined(clips: Sequence[EncodedClip | AudioError]) -> _Joined | AudioError:
-    """The first error, if there is one: a conversation without one of its turns is none."""
-    good = []
-    for clip in clips:
-        if isinstance(clip, AudioError):
-            return clip
-        good.append(clip)
-    lengths = [clip.num_samples for clip in good]
-    if len(good) == 1:
-        return _Joined(good[0].flac, lengths)
-    return _Joined(encode_flac(np.concatenate([decode_flac(clip.flac) for clip in good])), lengths)
+    return kept, rejects, noted
 
 
 def _refuse_missing_corpora(clips: Sequence[Clip], rejects: Sequence[Reject]) -> None:

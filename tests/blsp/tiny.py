@@ -33,6 +33,7 @@ from shards.pipeline.tasks import Commit, Task, answer, write_task
 from shards.sample import EMOTIONS, Continuation
 from shards.sets.store import open_store
 from shards.sets.teacher import TeacherSpec
+from shards.targets.filters import Filters
 from shards.writers.protocol import Request, Writer
 
 CPU = torch.device("cpu")
@@ -148,11 +149,13 @@ def shards_of(manifest: Path, prompt: str, llm: Path | None = None, teacher: Tea
         writer, read_clips, store = load_writer(job), job.clip_reader(), open_store(job.out)
         for task in tasks:
             clips = read_clips(task)
-            yield write_task(store, task, clips, job.prompt, answer(writer, clips, job.prompt, job.teacher))
+            answers = answer(writer, clips, job.prompt, job.teacher)
+            yield write_task(store, task, clips, job.prompt, answers, filters=job.filters)
 
     job = ShardJob(
         manifests=(manifest,), out=root / "shards", llm=str(llm or root / "llm"), prompt=prompt,
         clips_per_shard=8, cpu_actors=1, max_new_tokens=12, teacher=teacher,
+        filters=Filters(drop=()),  # an echo says again what was said
     )  # fmt: skip
     with mock.patch.object(pipeline, "run_tasks", here):
         load_writer: Callable[[ShardJob], Writer] = pipeline.load_transformers_writer if llm else lambda job: Echo()

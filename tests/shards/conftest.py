@@ -91,7 +91,8 @@ def make_shards(echo: Callable[[ShardJob], Writer], monkeypatch: pytest.MonkeyPa
         writer, read_clips, store = load_writer(job), job.clip_reader(), open_store(job.out)
         for task in tasks:
             clips = read_clips(task)
-            yield write_task(store, task, clips, job.prompt, answer(writer, clips, job.prompt, job.teacher))
+            answers = answer(writer, clips, job.prompt, job.teacher)
+            yield write_task(store, task, clips, job.prompt, answers, filters=job.filters)
 
     def make(
         job: ShardJob,

@@ -68,9 +68,7 @@ def test_an_overlay_of_an_overlay_points_at_the_same_audio(
 def test_a_clip_whose_words_are_rejected_is_absent(
     again: ShardJob, shard_set: ShardSet, make_shards: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "shards.pipeline.tasks.drop_reason", lambda text: "llm_refusal" if "number 7." in text else None
-    )
+    monkeypatch.setattr("shards.targets.filters.refuses", lambda text: "number 7." in text)
     summary = make_shards(again)
     assert (summary.written, summary.rejected) == (22, {"llm_refusal": 1})
     assert len(ShardSet.open(again.out)) == 22

@@ -64,7 +64,7 @@ def test_people_read_the_same_in_markdown(job: ShardJob, corpus: Path, make_shar
     for row in ("| empty_audio | 1 | █", "| tones, None | 22 | █", "| neutral | 5 | █"):
         assert row in text
     titles = [line[3:] for line in text.splitlines() if line.startswith("## ")]
-    assert titles == ["Rejected", "Corpora", "Emotions", "Durations", "Responses"]
+    assert titles == ["Rejected", "Found by filters, and left in", "Corpora", "Emotions", "Durations", "Responses"]
 
 
 def test_speed_counts_this_run_alone(job: ShardJob, make_shards: Make) -> None:

@@ -230,7 +230,7 @@ def test_a_worker_that_dies_is_replaced_and_nothing_counts_twice(job: ShardJob, 
                 if any("number 7." in request.text for request in asked) and not mark.exists():
                     mark.touch()
                     os._exit(1)
-                return [Continuation(prompt=q.prompt, text=q.text, finished=True, writer="m") for q in asked]
+                return [Continuation(prompt=q.prompt, text=f"and {q.text}", finished=True, writer="m") for q in asked]
 
         return DiesOnce()
 
@@ -296,7 +296,7 @@ def load(job):
         template = None
         def write(self, asked):
             time.sleep(0.5)
-            return [Continuation(prompt=q.prompt, text=q.text, finished=True, writer="s") for q in asked]
+            return [Continuation(prompt=q.prompt, text="and " + q.text, finished=True, writer="s") for q in asked]
     return Slow()
 
 job = ShardJob(manifests=(Path(sys.argv[1]),), out=Path(sys.argv[2]), llm=sys.argv[3], clips_per_shard=2)
