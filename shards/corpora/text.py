@@ -6,6 +6,7 @@ style it is shown, so a difference between corpora would be learnt as one betwee
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import unicodedata
 from typing import Literal, get_args
@@ -19,6 +20,23 @@ TEXT_STYLES: tuple[str, ...] = get_args(TextStyle)
 def tidy(text: str) -> str:
     """One line in Unicode's composed form (NFC), without byte order marks and white space around or in rows."""
     return " ".join(unicodedata.normalize("NFC", text.replace("\ufeff", "")).split())
+
+
+def decoded(data: bytes, *others: str) -> str:
+    """The text of a file: UTF-16 if it has the mark of it, else line by line in UTF-8 or the first of the `others` that
+    fits (Windows-1252 if none is given; that or Latin-1 if none does)."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16", "replace")
+    return "".join(_decoded_line(line, others or ("cp1252",)) for line in data.splitlines(keepends=True))
+
+
+def _decoded_line(line: bytes, others: tuple[str, ...]) -> str:
+    for encoding in ("utf-8-sig", *others, "cp1252"):
+        try:
+            return line.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    return line.decode("latin-1")  # which any bytes are
 
 
 def styled(utterance: Utterance, style: TextStyle) -> Utterance:

@@ -151,7 +151,7 @@ def test_formats_are_told_by_their_first_bytes(tmp_path: Path) -> None:
         content = write_film(tmp_path / f"a{suffix}", sweep(0.5, 48000), 48000).read_bytes()
         assert container_of(content[:64]) == form
     for kind in soundfile.available_formats():
-        if kind not in ("RAW", "SDS"):
+        if kind not in ("RAW", "SD2"):  # SD2 is two files
             other = io.BytesIO()
             soundfile.write(other, np.zeros(800), 16000, format=kind, subtype=soundfile.default_subtype(kind))
             assert container_of(other.getvalue()[:64]) is None
