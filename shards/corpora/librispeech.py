@@ -70,6 +70,6 @@ CORPUS = Corpus(
     read=read,
     official={
         "train-clean-100": 28539, "train-clean-360": 104014, "train-other-500": 148688, "dev-clean": 2703,
-        "dev-other": 2864, "test-clean": 2620, "test-other": 2939, "train-clean-5": 1519, "dev-clean-2": 1089,
+        "dev-other": 2864, "test-clean": 2620, "test-other": 2939,
     },
 )  # fmt: skip
