@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shards.corpora import (
+    aesdd,
     aishell,
     cafe,
     commonvoice,
@@ -27,6 +28,8 @@ from shards.corpora import (
     librispeech,
     mls,
     ravdess,
+    resd,
+    speechalpaca,
     table,
     voxpopuli,
     wenetspeech,
@@ -39,6 +42,7 @@ from shards.manifest import Reject, parse_utterance, write_rejects, write_sorted
 from shards.sample import Utterance
 
 CORPORA: dict[str, Corpus] = {
+    "aesdd": aesdd.CORPUS,
     "aishell": aishell.CORPUS,
     "cafe": cafe.CORPUS,
     "commonvoice": commonvoice.CORPUS,
@@ -51,6 +55,8 @@ CORPORA: dict[str, Corpus] = {
     "librispeech": librispeech.CORPUS,
     "mls": mls.CORPUS,
     "ravdess": ravdess.CORPUS,
+    "resd": resd.CORPUS,
+    "speechalpaca": speechalpaca.CORPUS,
     "voxpopuli": voxpopuli.CORPUS,
     "wenetspeech": wenetspeech.CORPUS,
 }

@@ -40,9 +40,9 @@ def read(root: Path) -> Items:
     if delimiter is None or not root.is_file():
         raise ValueError(f"{root}: not a .csv or .tsv file, which the reader 'csv' takes")
     with root.open("rb") as file:
-        rows = _rows(file, delimiter, root)
-        names = _names(next(rows, None), root, delimiter)
-        for row in rows:
+        found = _rows(file, delimiter, root)
+        names = _names(next(found, None), root, delimiter)
+        for row in found:
             yield row if isinstance(row, Reject) else _utterance(names, *row, root)
 
 

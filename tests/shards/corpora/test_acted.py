@@ -12,6 +12,25 @@ from shards.manifest import read_manifest
 from tests.shards.corpora.miniatures import cafe, miniature, tone
 
 SAID = {
+    "aesdd": [
+        ("a03-1", "1", "angry", "Το παιδί ήρθε.", "train"),
+        ("a06-5b", "5", "angry", "Πού πάμε;", "test"),
+        ("h01-4", "4", "happy", "Το παιδί ήρθε.", "dev"),
+        ("s20-6", "6", "sad", 'Είπε "όχι.', "test"),
+    ],
+    "resd": [
+        ("08_sadness_anger a_010", "08a", "angry", "Да что ты?", "test"),
+        ("08_sadness_anger s_020", "08s", "sad", "Да что ты?", "train"),
+        ("32_happiness_neutral_h_010", "32h", "happy", "Да что ты?", "train"),
+        ("32_happiness_neutral_h_020", "32h", "happy", "Да что ты?", "test"),
+        ("32_happiness_neutral_n_010", "32n", "neutral", "Да что ты?", "train"),
+    ],
+    "speechalpaca": [
+        ("00003-en-US-JasonNeural-cheerful", "JasonNeural", "happy", "Come up with a birthday message.", "test"),
+        ("00104-en-US-AriaNeural-neutral", "AriaNeural", "neutral", "Name three colours.", "test"),
+        ("00203-en-US-GuyNeural-sad", "GuyNeural", "sad", "Write to my landlord.", "test"),
+        ("00310-en-US-JennyNeural-angry", "JennyNeural", "angry", "Write a complaint.", "test"),
+    ],
     "ravdess": [
         ("03-01-01-01-01-01-01", "01", "neutral", "Kids are talking by the door.", "test"),
         ("03-01-03-02-02-01-02", "02", "happy", "Dogs are sitting by the door.", "train"),
@@ -51,7 +70,9 @@ def test_names_say_everything(name: str, tmp_path: Path) -> None:
     assert found == [(f"{name}-{stem}", *rest) for stem, *rest in SAID[name]]
 
 
-@pytest.mark.parametrize(("name", "clips"), [("ravdess", 1440), ("cremad", 7442), ("cafe", 936), ("emodb", 535)])
+@pytest.mark.parametrize(
+    ("name", "clips"), [("ravdess", 1440), ("cremad", 7442), ("cafe", 936), ("emodb", 535), ("aesdd", 604)]
+)
 def test_official_splits_hold_all_clips(name: str, clips: int) -> None:
     corpus = CORPORA[name]
     assert sum(corpus.official.values()) == clips
@@ -83,6 +104,9 @@ def test_a_path_that_is_no_utf8_is_told_in_the_rejects(tmp_path: Path) -> None:
     [
         ("ravdess", "no .wav file in this folder or below; RAVDESS's root holds folders Actor_01 to Actor_24"),
         ("cremad", "AudioWAV: no such folder; CREMA-D's root holds a folder 'AudioWAV'"),
+        ("aesdd", "no .wav file in this folder or below; AESDD's root holds folders anger, disgust"),
+        ("resd", "no train.csv or test.csv; RESD's root holds train.csv"),
+        ("speechalpaca", "no folder audios; SpeechAlpaca's root holds a folder 'audios' and a .jsonl file"),
         ("cafe", "no .wav or .aiff or .aif file in this folder or below; CaFE's root holds a folder 'CaFE_48k'"),
     ],
 )
@@ -90,3 +114,20 @@ def test_another_folder_is_refused(name: str, told: str, tmp_path: Path) -> None
     tone(tmp_path / "song.mp3", rate=48000)
     with pytest.raises(ValueError, match=told):
         build_manifest(name, tmp_path, tmp_path / "m.jsonl")
+
+
+def test_aesdd_without_transcripts_says_what_to_write(tmp_path: Path) -> None:
+    made = miniature("aesdd").make(tmp_path)
+    (tmp_path / "transcripts.tsv").unlink()
+    with pytest.raises(ValueError, match=r"transcripts.tsv: no such file; .* its name without .wav, a tab, the words"):
+        build_manifest("aesdd", made.root, tmp_path / "m.jsonl")
+
+
+def test_resd_without_its_tables_or_their_texts_says_what_to_get(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/train-00000-of-00001.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"RESD in parquet files; unpack them first, as docs/corpora\.md shows"):
+        build_manifest("resd", tmp_path, tmp_path / "m.jsonl")
+    (tmp_path / "train.csv").write_text("name,path,emotion\n")
+    with pytest.raises(ValueError, match=r"no column text; .* `resd` has no transcripts, `resd_annotated` has"):
+        build_manifest("resd", tmp_path, tmp_path / "m.jsonl")

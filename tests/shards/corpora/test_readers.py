@@ -12,6 +12,8 @@ from shards.corpora.build import CORPORA, ManifestCounts, build_manifest
 from shards.manifest import read_manifest
 from tests.shards.corpora.miniatures import Made, all_defects, miniature, names
 
+SPLIT_BY_CLIP = {"resd"}  # by its makers: the same voices are in both splits, which docs/corpora.md says
+
 
 def built(name: str, made: Made, out: Path) -> ManifestCounts:
     """The manifest of a miniature, which is what it should be; and each reject has a place and a reason."""
@@ -47,7 +49,7 @@ def test_a_defect_costs_what_it_touches_and_no_more(name: str, defect: str, tmp_
     built(name, miniature(name).make(tmp_path / "corpus", defect), tmp_path / "m.jsonl")
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", [name for name in names() if name not in SPLIT_BY_CLIP])
 def test_splits_share_no_speaker(name: str, tmp_path: Path) -> None:
     made = miniature(name).make(tmp_path / "corpus")
     build_manifest(name, made.root, tmp_path / "m.jsonl", subset=made.subset)

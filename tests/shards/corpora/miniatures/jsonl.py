@@ -30,7 +30,8 @@ def make(root: Path, defect: str | None = None) -> Made:
         made.dropped["bad_json"] = 4
     elif defect == "missing_audio":
         lines.append('{"audio": "wav/gone.flac", "text": "x"}')
-        made.dropped["missing_audio"] = 1
+        lines.append('{"id": "nul", "audio": "wav/\\u0000.flac", "text": "x"}')
+        made.dropped["missing_audio"] = 2
     elif defect == "empty_text":
         lines.append('{"id": "mute", "audio": "wav/0.flac", "text": " \\ufeff"}')
         made.dropped["no_text"] = 1
