@@ -18,6 +18,8 @@ from cluster.exit_codes import ExitCode
 
 # SLURM looks at the clocks of its jobs twice a minute, and may tell one that much before it was asked to.
 EARLY_S = 60
+# For so long its controller may be away before we do without its answer.
+CONTROLLER_AWAY_S = 300
 
 
 @dataclass(frozen=True)
@@ -58,21 +60,30 @@ if [ "$told" = early ]; then stop; fi
 wait "$child"; code=$?
 if [ "$told" ]; then wait "$child"; code=$?; fi
 
+# SLURM's controller may be away for a moment, as when it is restarted: it is asked again for {patience_s} s.
+persistently() {{
+  local until=$((SECONDS + {patience_s}))
+  until "$@" || ((SECONDS >= until)); do sleep 2; done
+}}
+
 # Stopped, not finished: once more, unless somebody has cancelled the job.
-if [[ $code =~ ^({goes_on})$ && $(squeue -h -o %T -j "$SLURM_JOB_ID") =~ ^(RUNNING|SIGNALING)$ ]]; then
-{counted}  scontrol requeue "$SLURM_JOB_ID"
+if [[ $code =~ ^({goes_on})$ ]]; then
+  state=$(persistently squeue -h -o %T -j "$SLURM_JOB_ID")
+  if [[ $state =~ ^(RUNNING|SIGNALING)$ ]]; then
+{counted}    persistently scontrol requeue "$SLURM_JOB_ID"
+  fi
 fi
 exit "$code"
 """
 
 
 _COUNTED = """\
-  # But not for ever: when 3 restarts in a row have brought no newer checkpoint, another would not.
-  echo "newest: $(ls -v {checkpoints} 2> /dev/null | tail -n 1)" >> {tries}
-  if tail -n 4 {tries} | uniq -c | grep -q "^ *4 "; then
-    echo "3 restarts in a row brought no newer checkpoint; is the walltime too short?" >&2
-    exit {given_up}
-  fi
+    # But not for ever: when 3 restarts in a row have brought no newer checkpoint, another would not.
+    echo "newest: $(ls -v {checkpoints} 2> /dev/null | tail -n 1)" >> {tries}
+    if tail -n 4 {tries} | uniq -c | grep -q "^ *4 "; then
+      echo "3 restarts in a row brought no newer checkpoint; is the walltime too short?" >&2
+      exit {given_up}
+    fi
 """
 
 
@@ -95,6 +106,7 @@ def batch_script(job: Job) -> str:
         modules="".join(f"module load {shlex.quote(_one_line(name))} || exit\n" for name in job.modules),
         command=shlex.join([_one_line(word) for word in job.command]),
         goes_on="|".join(map(str, job.goes_on)),
+        patience_s=CONTROLLER_AWAY_S,
         counted="" if job.checkpoints is None else _counted(job.checkpoints),
     )
 

@@ -55,7 +55,7 @@ class Job:
 @dataclass(frozen=True)
 class Limits:
     """Seconds without a beat, by the kind of phase, after which a run hangs; how often it is started again; seconds for
-    which a host that was lost is waited for."""
+    which a host that was lost is waited for, and one that has not answered yet."""
 
     start_timeout_s: float
     hang_timeout_s: float
@@ -63,6 +63,7 @@ class Limits:
     restarts: int
     host_timeout_s: float
     meeting_timeout_s: float = math.inf  # before loading; at most start_timeout_s
+    first_answer_s: float = 0.0
 
     def of(self, phase: str) -> float:
         """The limit of one phase."""
@@ -170,7 +171,8 @@ class _Coordinator:
 
     def _gather(self) -> Failure | None:
         """Have an agent on every host, or on enough of them, and a place to meet."""
-        patience_s, begun_s = self._limits.host_timeout_s if self._has_worked else 0.0, time.monotonic()
+        limits, begun_s = self._limits, time.monotonic()
+        patience_s = limits.host_timeout_s if self._has_worked else limits.first_answer_s
         waits = False
         while (missing := self._crew.call()) and not self._crew.signals:
             if set(missing) <= self._given_up:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from blsp.recipe import TrainRecipe
 from cluster.agent_link import Place
-from cluster.slurm import allocated_hosts, on_host, one_task_has_all
+from cluster.slurm import CONTROLLER_AWAY_S, allocated_hosts, on_host, one_task_has_all
 from cluster.supervise import supervise
 from launcher import start
 from launcher.quiet import num_gpus
@@ -44,7 +44,8 @@ def train(
     job = start.job(recipe, config, overrides, _again(recipe), debug)
     job = replace(job, argv=(python, *job.argv[1:]))
     # A host that is lost is SLURM's to notice: it ends this job and queues it again, with other hosts if need be.
-    return supervise(job, places, replace(start.limits(recipe), host_timeout_s=_SLURM_NOTICES_S))
+    limits = replace(start.limits(recipe), host_timeout_s=_SLURM_NOTICES_S, first_answer_s=CONTROLLER_AWAY_S)
+    return supervise(job, places, limits)
 
 
 def places() -> list[Place]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import sys
@@ -13,7 +14,7 @@ from blsp.slurm_section import SlurmSection
 from cluster.exit_codes import ExitCode
 from cluster.files import write_atomically
 from cluster.slurm import Job, batch_script, literal, submit
-from launcher.recipe_files import load
+from launcher.recipe_files import find, load
 from launcher.recipe_yaml import RecipeError
 from shards.sets.store import is_url
 
@@ -29,34 +30,37 @@ def as_overrides(given: Mapping[str, object]) -> list[str]:
 
 def run(recipe: str, overrides: Sequence[str], options: Sequence[str], after: int | None, dry_run: bool) -> None:
     """Writes the batch script and submits it, or only prints it. On stdout is the number of the job and nothing else.
+    The job reads a copy of the recipe: what happens to the file from now on is not its concern.
 
     Raises RecipeError for a recipe or an option that is wrong, ValueError or OSError with SLURM's reason.
     """
     loaded = load(recipe, [*overrides, *options])
     if not isinstance(loaded, TrainRecipe | ShardRecipe):
         raise RecipeError(f"{recipe}: a recipe for `blsp {loaded.kind}`; only training and sharding are submitted")
-    job = _job(loaded, recipe, overrides, after)
+    path = find(recipe)
+    text = path.read_bytes()
+    copy = _folder(loaded) / f"{path.stem}-{hashlib.blake2b(text, digest_size=4).hexdigest()}.yaml"
+    job = _job(loaded, [str(copy), *overrides], after)
     script = batch_script(job)
     if dry_run:
         print(script, end="")
         return
-    folder = Path(job.log.replace("%%", "%")).parent
-    waiting = folder / "submitted.sh"
+    write_atomically(copy, text)
+    waiting = copy.with_name("submitted.sh")
     write_atomically(waiting, script.encode())
     number = submit(waiting)
-    kept = waiting.replace(folder / f"{number}.sh")
-    print(f"job {number}: {kept}; it writes {folder}/{number}.log", file=sys.stderr)
+    kept = waiting.replace(copy.with_name(f"{number}.sh"))
+    print(f"job {number}: {kept}; it writes {kept.with_suffix('.log')}", file=sys.stderr)
     print(number)
 
 
-def _job(recipe: TrainRecipe | ShardRecipe, name: str, overrides: Sequence[str], after: int | None) -> Job:
-    section = recipe.slurm or SlurmSection()
-    output = recipe.run if isinstance(recipe, TrainRecipe) else _folder_of(recipe)
+def _job(recipe: TrainRecipe | ShardRecipe, arguments: Sequence[str], after: int | None) -> Job:
+    section, folder = recipe.slurm or SlurmSection(), _folder(recipe)
     if isinstance(recipe, ShardRecipe):
         _refuse_for_shards(section)
-        command = ["shard", name, *overrides]
+        command = ["shard", *arguments]
     else:
-        command = ["launch", name, *overrides]
+        command = ["launch", *arguments]
         if section.processes is not None:
             command += ["--processes", str(section.processes)]
         if section.container is not None:
@@ -65,23 +69,26 @@ def _job(recipe: TrainRecipe | ShardRecipe, name: str, overrides: Sequence[str],
     if after is not None:
         options |= {"dependency": f"afterok:{after}", "kill-on-invalid-dep": "yes"}
     return Job(
-        name=output.name or recipe.kind,
+        name=folder.parent.name or recipe.kind,
         command=[sys.executable, "-m", "launcher", *command],
         goes_on=(ExitCode.STOPPED, ExitCode.AT_ONCE),
         written_by=shlex.join(["blsp", *sys.argv[1:]]),
         work_folder=Path.cwd(),
-        log=f"{literal((output / 'slurm').absolute())}/%j.log",
+        log=f"{literal(folder)}/%j.log",
         warning_s=section.warning_s,
         options=options,
         modules=section.modules,
-        checkpoints=(output / "checkpoints").absolute() if isinstance(recipe, TrainRecipe) else None,
+        checkpoints=folder.with_name("checkpoints") if isinstance(recipe, TrainRecipe) else None,
     )
 
 
-def _folder_of(recipe: ShardRecipe) -> Path:
-    if is_url(recipe.out):
-        return Path("slurm") / recipe.out.rstrip("/").rpartition("/")[2]  # a bucket takes no log
-    return Path(recipe.out)
+def _folder(recipe: TrainRecipe | ShardRecipe) -> Path:
+    """Of the script, the recipe and the log."""
+    if isinstance(recipe, ShardRecipe) and is_url(recipe.out):  # a bucket takes no log
+        output = Path("slurm") / recipe.out.rstrip("/").rpartition("/")[2]
+    else:
+        output = Path(recipe.out) if isinstance(recipe, ShardRecipe) else recipe.run
+    return (output / "slurm").absolute()
 
 
 def _refuse_for_shards(section: SlurmSection) -> None:

@@ -46,13 +46,15 @@ def two_hosts(
     *,
     where: str = "",
     all_at_first: bool = False,
+    first_answer_s: float = 0.0,
 ) -> int:
     """Exit code of a run over host-0 and host-1; the second cannot be reached while there is a file `gone`."""
     agent = here("host-0", 1, {})
     command = ("sh", "-c", ssh, str(run / "gone"), *agent.command)
     places = [replace(agent, address="127.0.0.1"), Place("host-1", 1, command, where=where)]
     job = Job((sys.executable, "-c", PRELUDE + code, str(run)), Path.cwd(), run, "", lambda: None)
-    return supervise(job, places, replace(LIMITS, host_timeout_s=host_timeout_s), min_hosts, all_at_first=all_at_first)
+    limits = replace(LIMITS, host_timeout_s=host_timeout_s, first_answer_s=first_answer_s)
+    return supervise(job, places, limits, min_hosts, all_at_first=all_at_first)
 
 
 def worlds(run: Path) -> list[str]:
@@ -92,6 +94,16 @@ def test_a_host_that_never_answered_is_not_waited_for(tmp_path: Path, capfd: pyt
     assert capfd.readouterr().err == f"{SAYS}\n"
     assert two_hosts(tmp_path, "beat('data', 1)", 60, 1) == 0
     assert "going on with 1 of 2 hosts" in capfd.readouterr().err
+
+
+def test_a_host_that_has_not_answered_yet_is_waited_for_where_that_may_help(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").touch()
+    assert two_hosts(tmp_path, "beat('data', 1)", 0, None, UNREACHABLE_ONCE, first_answer_s=60) == 0
+    assert capfd.readouterr().err == f"{SAYS}; waiting up to 60 s for it\n"
+    (tmp_path / "gone").touch()
+    assert two_hosts(tmp_path, "beat('data', 1)", 0, None, first_answer_s=1) == 1
 
 
 def test_a_job_that_begins_with_all_hosts_names_the_line_of_one_that_never_answered_and_outlives_a_later_loss(

@@ -85,12 +85,15 @@ def test_the_path_of_a_log_is_no_pattern() -> None:
 
 
 def told(
-    tmp_path: Path, number: signal.Signals, state: str, code: int, checkpoints: Path | None = None
+    tmp_path: Path, number: signal.Signals, state: str, code: int, checkpoints: Path | None = None, away: int = 0
 ) -> tuple[int, list[str]]:
     """Exit code of a batch script whose job is in `state` when a signal comes and the command ends with `code`; and
-    what was asked of scontrol."""
+    what was asked of scontrol. The first `away` calls of both commands find no controller."""
     asked = tmp_path / "asked"
-    for name, does in (("squeue", f"echo {state}"), ("scontrol", f'echo "$@" >> {asked}')):
+    for name, does in (("squeue", f"echo {state}"), ("scontrol", f'echo "$@" >> {asked}'), ("sleep", "true")):
+        if away and name != "sleep":
+            calls = tmp_path / f"{name}.calls"
+            does = f"echo >> {calls}\nif [ $(wc -l < {calls}) -le {away} ]; then exit 1; fi\n{does}"
         (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
         (tmp_path / name).chmod(0o755)
     ends = (
@@ -117,6 +120,10 @@ def test_a_job_that_was_told_to_stop_and_has_saved_queues_again(
     tmp_path: Path, number: signal.Signals, state: str, code: int
 ) -> None:
     assert told(tmp_path, number, state, code) == (code, ["requeue 4711"])
+
+
+def test_a_controller_that_is_away_for_a_moment_is_asked_again(tmp_path: Path) -> None:
+    assert told(tmp_path, signal.SIGUSR1, "RUNNING", 75, away=2) == (75, ["requeue 4711"])
 
 
 @pytest.mark.parametrize(("state", "code"), [("COMPLETING", 75), ("RUNNING", 7), ("RUNNING", 0)])

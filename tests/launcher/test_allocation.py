@@ -47,6 +47,7 @@ def test_every_host_of_the_job_has_an_agent_and_a_rank_per_gpu(monkeypatch: pyte
     assert not [name for name in os.environ if name.endswith(("_PER_TASK", "_PER_NODE"))]
     assert job.argv[-3:] == ("--config", "mini_stage1", "data.seed=2")
     assert limits.host_timeout_s > 300, "SLURM's own patience with a host is over first"
+    assert limits.first_answer_s >= 60, "srun starts nothing while SLURM's controller is restarted"
     _, places, _ = launched(monkeypatch, tmp_path, processes=2)
     assert [place.ranks for place in places] == [2, 2]
 

@@ -120,10 +120,10 @@ def test_jobs_wait_for_each_other_and_one_behind_a_failure_is_never_run(work: Pa
 def test_a_job_on_two_hosts_goes_on_after_its_walltime_a_preemption_and_a_lost_host(
     work: Path, slurm: Slurm, undisturbed: Trained
 ) -> None:
-    run = work / "two-hosts"
-    job = submit(
-        slurm, work, str(undisturbed.recipe), f"run={run}", "--nodes", "2", "--time", "0:20:00", "--warning-s", "10"
-    )
+    run, recipe = work / "two-hosts", work / "edited.yaml"
+    recipe.write_bytes(undisturbed.recipe.read_bytes())
+    job = submit(slurm, work, recipe.name, f"run={run}", "--nodes", "2", "--time", "0:20:00", "--warning-s", "10")
+    recipe.write_text("edited: while the job waits")
 
     def told() -> int:
         return log(run, job).count("SLURM asks to stop")
@@ -180,7 +180,7 @@ def test_a_job_goes_on_elsewhere_while_its_lost_copy_still_runs(work: Path, slur
     assert (run / "export" / "model.safetensors").read_bytes() == undisturbed.weights
 
 
-def test_a_job_that_is_held_and_then_cancelled_leaves_nothing_and_its_script_goes_on(
+def test_a_job_outlives_an_absent_controller_and_being_held_and_leaves_nothing_when_it_is_cancelled(
     work: Path, slurm: Slurm, undisturbed: Trained
 ) -> None:
     run = work / "cancelled"
@@ -199,6 +199,10 @@ def test_a_job_that_is_held_and_then_cancelled_leaves_nothing_and_its_script_goe
     time.sleep(8)  # by now it would have begun again
     assert slurm.state(job) == "PENDING"
     type_in("scontrol release JOB")
+    slurm.wait_for(job, "RUNNING", limit_s=30)
+    slurm.stop_controller()  # before the job has asked for its hosts
+    slurm.wait(lambda: "cannot be reached (srun ended" in log(run, job), "no agent is started", 30)
+    slurm.mend_hosts()
     with standing_still(slurm, run, saved + 3):
         type_in("scancel JOB")
         assert slurm.wait_for(job, "CANCELLED", "COMPLETED", limit_s=5) == "CANCELLED"

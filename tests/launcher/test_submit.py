@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,9 @@ def test_a_dry_run_prints_the_script_and_writes_nothing(
     assert f"#SBATCH --output={here}/runs/stage1/slurm/%j.log" in script
     for option in ("nodes=2", "time=4:00:00", "gres=gpu:8", "exclusive", "dependency=afterok:17", "requeue"):
         assert f"#SBATCH --{option}" in script
-    assert f"{sys.executable} -m launcher launch {RECIPE} data.seed=3 --processes 8 &" in script
+    (command,) = [line for line in script if line.startswith(sys.executable)]
+    begins = f"{sys.executable} -m launcher launch {here}/runs/stage1/slurm/{RECIPE}-"
+    assert command.startswith(begins) and command.endswith(".yaml data.seed=3 --processes 8 &")
     assert list(here.iterdir()) == []
 
 
@@ -55,7 +58,26 @@ def test_the_script_is_kept_under_the_number_of_the_job(
     kept = Path("runs/stage1/slurm/4711.sh")
     assert capsys.readouterr().out == "4711\n"
     assert subprocess.run(["bash", "-n", kept]).returncode == 0
-    assert [path.name for path in (here / kept).parent.iterdir()] == ["4711.sh"]
+    assert sorted(path.suffix for path in (here / kept).parent.iterdir()) == [".sh", ".yaml"]
+
+
+def test_what_becomes_of_the_recipe_behind_a_submitted_job_is_not_the_jobs_concern(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = here / "my recipe.yaml"
+    assert run_main(monkeypatch, "cp", RECIPE, mine.name) == 0
+    submitted = []
+    for change in ("", "\n# another\n"):
+        mine.write_text(mine.read_text() + change)
+        submitted.append(mine.read_text())
+        assert run_main(monkeypatch, "submit", mine.name) == 0
+        script = Path("runs/stage1/slurm/4711.sh").read_text()
+        (command,) = [line for line in script.splitlines() if line.startswith(sys.executable)]
+        copy = shlex.split(command)[4]
+    mine.unlink()
+    copies = sorted(Path("runs/stage1/slurm").glob("my recipe-????????.yaml"))
+    assert sorted(path.read_text() for path in copies) == sorted(submitted), "nor is a later job's"
+    assert Path(copy).read_text() == submitted[-1] and Path(copy).is_absolute()
 
 
 def test_options_stand_above_the_recipes_section(
@@ -125,7 +147,7 @@ def test_shards_are_a_job_on_as_many_hosts_as_asked_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_main(monkeypatch, "submit", "mini_shard_asr", "--dry-run") == 0
-    assert "-m launcher shard mini_shard_asr &" in capsys.readouterr().out
+    assert "-m launcher shard /" in capsys.readouterr().out
     assert run_main(monkeypatch, "submit", "mini_shard_asr", "--nodes", "2", "--dry-run") == 0
     assert "#SBATCH --nodes=2\n" in capsys.readouterr().out
     assert run_main(monkeypatch, "submit", "mini_eval") == 2

@@ -112,6 +112,13 @@ class Slurm:
         """As a crash of it alone: the jobs' processes go on."""
         _kill(self._daemons[node.name, "slurmd"])
 
+    def stop_controller(self) -> None:
+        """As a restart of it begins: slurmctld saves what it knows and ends. `mend_hosts` starts it."""
+        outside = self._daemons[self.bed.login.name, "slurmctld"]
+        for process in psutil.Process(outside.pid).children():
+            process.terminate()
+        outside.wait(20)
+
     def end(self) -> None:
         """Every daemon ends; the jobs' processes end with their hosts."""
         for outside in self._daemons.values():
