@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from shards.audio import AudioError, load_audio
 from shards.corpora.build import CORPORA, build_manifest
 from shards.manifest import read_manifest
 from shards.sample import Utterance
@@ -47,13 +49,65 @@ def test_iemocap_turns_that_are_dropped_keep_their_number(tmp_path: Path) -> Non
     assert [u.turn for u in read_manifest(tmp_path / "m.jsonl") if u.dialogue == "Ses01F_impro01"] == [0, 2]
 
 
+def test_meld_names_of_clips_recur_in_each_split_and_are_told_apart(tmp_path: Path) -> None:
+    found = {u.id: u for u in utterances("meld", tmp_path)}
+    assert found["meld-train-dia0_utt1"].text == 'You’ve had your "hands" full.'
+    assert found["meld-test-dia0_utt1"].text == "Oh."
+    assert [(u.dialogue, u.turn, u.session, u.speaker, u.emotion, u.split) for u in found.values()] == [
+        ("dev-dia0", 0, "s4e7", "Phoebe", "happy", "dev"),
+        ("test-dia0", 0, "s3e19", "Mark", "angry", "test"),
+        ("test-dia0", 1, "s3e19", "Rachel", "sad", "test"),
+        ("train-dia0", 0, "s8e21", "Chandler", "neutral", "train"),
+        ("train-dia0", 1, "s8e21", "The Interviewer", "surprise", "train"),
+    ]
+
+
+def test_meld_in_windows_1252_says_the_same(tmp_path: Path) -> None:
+    assert {u.text for u in utterances("meld", tmp_path / "a")} == {
+        u.text for u in utterances("meld", tmp_path / "b", "windows_1252")
+    }
+
+
+def test_meld_films_are_heard_and_half_a_film_is_found_when_it_is(tmp_path: Path) -> None:
+    found = {u.id: u for u in utterances("meld", tmp_path, "half_a_film")}
+    assert len(load_audio(Path(found["meld-train-dia0_utt0"].audio))) == pytest.approx(16000, abs=1600)
+    with pytest.raises(AudioError, match="FFmpeg cannot read it"):
+        load_audio(Path(found["meld-train-dia49_utt4"].audio))
+
+
+def test_meld_with_films_and_no_table_or_a_table_and_no_films_is_refused(tmp_path: Path) -> None:
+    top = miniature("meld").make(tmp_path / "corpus").root
+    shutil.rmtree(top / "dev_splits_complete")
+    with pytest.raises(ValueError, match=r"no dev_splits_complete with its clips; unpack dev\.tar\.gz"):
+        build_manifest("meld", top, tmp_path / "m.jsonl")
+    (top / "dev_sent_emo.csv").unlink()
+    build_manifest("meld", top, tmp_path / "m.jsonl")  # a split that is not there at all is nobody's fault
+    (top / "test_sent_emo.csv").unlink()
+    with pytest.raises(ValueError, match=r"there is no test_sent_emo\.csv for it"):
+        build_manifest("meld", top, tmp_path / "m.jsonl")
+
+
+MELD = {  # by emotion: train, dev, test, counted in its tables
+    "neutral": (4710, 470, 1256), "happy": (1743, 163, 402), "surprise": (1205, 150, 281), "angry": (1109, 153, 345),
+    "sad": (683, 111, 208), "disgust": (271, 22, 68), "fear": (268, 40, 50),
+}  # fmt: skip
+
+
+def test_meld_counts_are_the_tables_own() -> None:
+    corpus = CORPORA["meld"]
+    assert tuple(corpus.official.values()) == tuple(map(sum, zip(*MELD.values(), strict=True)))
+    assert corpus.official_emotions == {name: sum(MELD[name]) for name in corpus.official_emotions}
+
+
 @pytest.mark.parametrize(("name", "clips", "of_five"), [("iemocap", 10_039, 5531 + 107)])
 def test_counts_are_the_official_ones(name: str, clips: int, of_five: int) -> None:
     corpus = CORPORA[name]
     assert (sum(corpus.official.values()), sum(corpus.official_emotions.values())) == (clips, of_five)
 
 
-@pytest.mark.parametrize(("name", "words"), [("iemocap", "no Session1/dialog/EmoEvaluation")])
+@pytest.mark.parametrize(
+    ("name", "words"), [("iemocap", "no Session1/dialog/EmoEvaluation"), ("meld", "MELD.Raw holds train_sent_emo.csv")]
+)
 def test_a_folder_that_is_not_the_corpus_is_refused_with_what_was_expected(
     name: str, words: str, tmp_path: Path
 ) -> None:
