@@ -355,6 +355,13 @@ class EvalRecipe(Section):
     llm: Text = Field(description="the text LLM whose own continuations are the references: a folder or a hub id")
     max_new_tokens: PositiveInt = 48
     batch_size: PositiveInt = 32
+    actors: PositiveInt | None = Field(
+        None,
+        description="copies of each system that answer, on a GPU each where there are some; null: one, or over hosts "
+        "one for each GPU (each host, where there are none)",
+    )
+    ray_address: str | None = Field(None, description="address of a running Ray cluster; null: this machine")
+    slurm: SlurmSection | None = Field(None, description="what `blsp submit` asks SLURM for; null: its defaults")
     systems: NonEmpty[System]
 
     def problems(self) -> Iterator[Problem]:

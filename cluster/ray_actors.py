@@ -55,8 +55,11 @@ class Actors:
 
         self._words, self._hosts_may_go = words, hosts_may_go
         self._started: list[Any] = []
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        self.num_cpus, self.num_gpus = int(resources["CPU"]), int(resources.get("GPU", 0))
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        there = [node["Resources"] for node in nodes if node["Alive"]]
+        self.cpus_of_hosts = [int(resources["CPU"]) for resources in there if resources.get("CPU")]
+        self.num_cpus = sum(self.cpus_of_hosts)
+        self.num_gpus = int(sum(resources.get("GPU", 0) for resources in there))
 
     def fitting(self, field: str, asked: int, there: int, unit: str) -> int:
         """How many can run of those that a recipe's `field` asks for. Raises ValueError when that is fewer, unless

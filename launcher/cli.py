@@ -269,14 +269,7 @@ def replay(
     again.replay(run, step, out)
 
 
-@app.command("eval")
-def evaluate(recipe: RecipeName, overrides: Overrides = None) -> None:
-    """Measure what systems hear on a test manifest."""
-    from blsp.recipe import EvalRecipe
-    from launcher import use
-    from launcher.recipe_files import load_kind
-
-    use.evaluate(load_kind(EvalRecipe, recipe, overrides or []))
+app.command("eval")(cluster_verbs.evaluate)
 
 
 @app.command()

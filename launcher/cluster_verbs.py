@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from launcher.arguments import Overrides, RecipeName
+
+if TYPE_CHECKING:
+    from blsp.recipe import EvalRecipe, ShardRecipe
+
+RecipeKind = TypeVar("RecipeKind", "ShardRecipe", "EvalRecipe")
 
 
 def launch(
@@ -49,30 +55,46 @@ def launch(
     raise typer.Exit(code)
 
 
-def shard(
-    context: typer.Context,
-    recipe: RecipeName,
-    overrides: Overrides = None,
-    hostfile: Annotated[
-        Path | None, typer.Option(help="Hosts that ssh reaches; default: this one, or all of the SLURM job.")
-    ] = None,
-) -> None:
+_Hostfile = Annotated[
+    Path | None, typer.Option(help="Hosts that ssh reaches; default: this one, or all of the SLURM job.")
+]
+
+
+def shard(context: typer.Context, recipe: RecipeName, overrides: Overrides = None, hostfile: _Hostfile = None) -> None:
     """Let the LLM write continuations, and pack them with the audio into shards."""
     from blsp.recipe import ShardRecipe
-    from launcher import allocation, data, hosts, shard_hosts
+    from launcher import data
+
+    _here_or_over_hosts(context, ShardRecipe, data.shard, recipe, overrides or [], hostfile)
+
+
+def evaluate(
+    context: typer.Context, recipe: RecipeName, overrides: Overrides = None, hostfile: _Hostfile = None
+) -> None:
+    """Measure what systems hear on a test manifest; the same command again goes on where an earlier one stopped."""
+    from blsp.recipe import EvalRecipe
+    from launcher import use
+
+    _here_or_over_hosts(context, EvalRecipe, use.evaluate, recipe, overrides or [], hostfile)
+
+
+def _here_or_over_hosts(
+    context: typer.Context,
+    kind: type[RecipeKind],
+    here: Callable[[RecipeKind], None],
+    recipe: str,
+    overrides: list[str],
+    hostfile: Path | None,
+) -> None:
+    from launcher import ray_hosts
     from launcher.recipe_files import find, load_kind
 
-    overrides = overrides or []
-    loaded = load_kind(ShardRecipe, recipe, overrides)
-    if hostfile is not None:
-        places = [hosts.place(host) for host in hosts.read(hostfile)]
-    elif shard_hosts.in_allocation() and loaded.ray_address is None:
-        places = allocation.places()
-    else:
-        data.shard(loaded)
+    loaded = load_kind(kind, recipe, overrides)
+    if (places := ray_hosts.places(loaded, hostfile)) is None:
+        here(loaded)
         return
     debug = context.find_root().params["debug"]
-    raise typer.Exit(shard_hosts.shard(loaded, find(recipe), overrides, places, debug))
+    raise typer.Exit(ray_hosts.run(loaded, find(recipe), overrides, places, debug))
 
 
 def submit(

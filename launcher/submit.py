@@ -9,13 +9,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from blsp.recipe import ShardRecipe, TrainRecipe
+from blsp.recipe import EvalRecipe, ShardRecipe, TrainRecipe
 from blsp.slurm_section import SlurmSection
 from cluster.exit_codes import ExitCode
 from cluster.files import write_atomically
 from cluster.slurm import Job, batch_script, literal, submit
 from launcher.recipe_files import find, load
-from launcher.recipe_yaml import RecipeError
 from shards.sets.store import is_url
 
 
@@ -35,8 +34,6 @@ def run(recipe: str, overrides: Sequence[str], options: Sequence[str], after: in
     Raises RecipeError for a recipe or an option that is wrong, ValueError or OSError with SLURM's reason.
     """
     loaded = load(recipe, [*overrides, *options])
-    if not isinstance(loaded, TrainRecipe | ShardRecipe):
-        raise RecipeError(f"{recipe}: a recipe for `blsp {loaded.kind}`; only training and sharding are submitted")
     path = find(recipe)
     text = path.read_bytes()
     copy = _folder(loaded) / f"{path.stem}-{hashlib.blake2b(text, digest_size=4).hexdigest()}.yaml"
@@ -54,11 +51,11 @@ def run(recipe: str, overrides: Sequence[str], options: Sequence[str], after: in
     print(number)
 
 
-def _job(recipe: TrainRecipe | ShardRecipe, arguments: Sequence[str], after: int | None) -> Job:
+def _job(recipe: TrainRecipe | ShardRecipe | EvalRecipe, arguments: Sequence[str], after: int | None) -> Job:
     section, folder = recipe.slurm or SlurmSection(), _folder(recipe)
-    if isinstance(recipe, ShardRecipe):
-        _refuse_for_shards(section)
-        command = ["shard", *arguments]
+    if not isinstance(recipe, TrainRecipe):
+        _refuse_but_for_training(section)
+        command = [recipe.kind, *arguments]
     else:
         command = ["launch", *arguments]
         if section.processes is not None:
@@ -82,16 +79,16 @@ def _job(recipe: TrainRecipe | ShardRecipe, arguments: Sequence[str], after: int
     )
 
 
-def _folder(recipe: TrainRecipe | ShardRecipe) -> Path:
+def _folder(recipe: TrainRecipe | ShardRecipe | EvalRecipe) -> Path:
     """Of the script, the recipe and the log."""
     if isinstance(recipe, ShardRecipe) and is_url(recipe.out):  # a bucket takes no log
         output = Path("slurm") / recipe.out.rstrip("/").rpartition("/")[2]
     else:
-        output = Path(recipe.out) if isinstance(recipe, ShardRecipe) else recipe.run
+        output = recipe.run if isinstance(recipe, TrainRecipe) else Path(recipe.out)
     return (output / "slurm").absolute()
 
 
-def _refuse_for_shards(section: SlurmSection) -> None:
+def _refuse_but_for_training(section: SlurmSection) -> None:
     for field in ("processes", "container"):
         if getattr(section, field) is not None:
-            raise ValueError(f"slurm.{field} is of training; a recipe for shards cannot have it")
+            raise ValueError(f"slurm.{field} is of training; another recipe cannot have it")

@@ -25,15 +25,15 @@ _MAX_NEW_TOKENS = 128
 _AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".au", ".sph"}
 
 
-def evaluate(recipe: EvalRecipe) -> None:
-    """Measures every system of the recipe and prints the table."""
+def evaluate(recipe: EvalRecipe, *, over_ray: bool = False) -> None:
+    """Measures every system of the recipe and prints the table. `over_ray`: inside a cluster brought up for it."""
     silence_libraries()
+    from blsp.evaluate.kept import GOES_ON
     from blsp.evaluate.run import evaluate
     from blsp.evaluate.table import terminal_table
 
-    stopped = f"stopped; an evaluation writes only at its end, so nothing was written and {BEGINS_ANEW}"
-    with on_ctrl_c(stopped), Progress() as progress:
-        result = evaluate(recipe, progress.update)
+    with on_ctrl_c(f"stopped; {GOES_ON}"), Progress() as progress:
+        result = evaluate(recipe, progress.update, over_ray=over_ray)
     Console().print(terminal_table(result))
     print(recipe.out / "result.json")
 

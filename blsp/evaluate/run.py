@@ -1,8 +1,8 @@
 """One evaluation: a manifest and some systems in, `result.json` and `rows.jsonl` out.
 
 The text LLM first writes its own continuations of every transcript (plain, and in each emotion): the references. Then
-each system answers every clip, and is scored. Both files appear at the end, whole: an interrupted evaluation leaves
-nothing behind.
+each system answers every clip, and is scored. Both files appear at the end, whole; until then what was answered is kept
+beside them.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from blsp.evaluate import metrics
+from blsp.evaluate.asking import Examiner, Progress, answering
+from blsp.evaluate.desk import waveform
+from blsp.evaluate.kept import KeptAnswers
 from blsp.evaluate.result import FORMAT, write_result
-from blsp.evaluate.scoring import LABEL, PLAIN, TONE, Answers, References, Row, score, summary, tone_groups
-from blsp.evaluate.systems import System, TextLLM, Workshop, prompts_learnt, read_labelled, waveform
+from blsp.evaluate.scoring import PLAIN, References, Row, score, summary, tone_groups
+from blsp.evaluate.systems import TextLLM, Workshop, prompts_learnt, read_labelled
 from blsp.provenance import versions
 from blsp.recipe import EvalRecipe, SpeechSystem
 from cluster.lock import folder_lock
@@ -25,40 +28,37 @@ from shards.audio import AudioError
 from shards.sample import EMOTIONS, Utterance
 from shards.writers.protocol import Request
 
-Progress = Callable[[str, int, int], None]  # what is being done, items done, items in all
 
-Item = TypeVar("Item")
-
-
-def evaluate(recipe: EvalRecipe, on_progress: Progress) -> dict[str, Any]:
-    """Evaluate every system of the recipe and write `recipe.out`; returns what `result.json` holds.
+def evaluate(recipe: EvalRecipe, on_progress: Progress, *, over_ray: bool = False) -> dict[str, Any]:
+    """Evaluate every system of the recipe and write `recipe.out`; returns what `result.json` holds. `over_ray`: inside
+    a Ray cluster that was brought up for it.
 
     Raises ValueError or OSError: before any system has run when the manifest, its audio or a label is unfit, later when
-    a system cannot be opened.
+    a system cannot be opened. The answers that there were by then stay, and the same call goes on from them.
     """
     with folder_lock(recipe.out):
-        return _evaluate(recipe, on_progress)
+        return _evaluate(recipe, on_progress, over_ray)
 
 
-def _evaluate(recipe: EvalRecipe, on_progress: Progress) -> dict[str, Any]:
+def _evaluate(recipe: EvalRecipe, on_progress: Progress, over_ray: bool) -> dict[str, Any]:
     started = time.monotonic()
     clips = read_labelled(recipe.manifest, recipe.split)
     for spec in recipe.systems:
         Workshop.check(spec)
     _require_audio(clips, recipe.manifest, on_progress)
-    workshop = Workshop(max_new_tokens=recipe.max_new_tokens, batch_size=recipe.batch_size)
-    references = write_references(workshop.llm(recipe.llm), clips, recipe.batch_size, on_progress)
     rows: list[Row] = []
     systems: list[dict[str, Any]] = []
-    for spec in recipe.systems:
-        began = time.monotonic()
-        answers = ask(workshop.open(spec), clips, recipe.batch_size, on_progress)
-        scored = score(spec.name, clips, references, answers)
-        rows += scored
-        learnt = prompts_learnt(spec.run) if isinstance(spec, SpeechSystem) else None
-        settings = spec.model_dump(mode="json")
-        seconds = round(time.monotonic() - began, 1)
-        systems.append({**settings, "prompts_learnt": learnt, "seconds": seconds, **summary(scored)})
+    with answering(recipe, over_ray=over_ray) as answer:
+        workshop = Workshop(Examiner(answer, recipe, on_progress).ask)
+        references = write_references(workshop.llm(recipe.llm), clips)
+        for spec in recipe.systems:
+            began = time.monotonic()
+            scored = score(spec.name, clips, references, workshop.open(spec).answer(clips))
+            rows += scored
+            learnt = prompts_learnt(spec.run) if isinstance(spec, SpeechSystem) else None
+            settings = spec.model_dump(mode="json")
+            seconds = round(time.monotonic() - began, 1)
+            systems.append({**settings, "prompts_learnt": learnt, "seconds": seconds, **summary(scored)})
     resampled = "clips" if all(clip.speaker is None for clip in clips) else "speakers"
     result = {
         "format": FORMAT,
@@ -71,56 +71,17 @@ def _evaluate(recipe: EvalRecipe, on_progress: Progress) -> dict[str, Any]:
         "seconds": round(time.monotonic() - started, 1),
     }
     write_result(recipe.out, result, rows)
+    KeptAnswers(recipe.out).remove()
     return result
 
 
-def write_references(
-    llm: TextLLM, clips: Sequence[Utterance], batch_size: int, on_progress: Progress
-) -> dict[str, References]:
+def write_references(llm: TextLLM, clips: Sequence[Utterance]) -> dict[str, References]:
     """The LLM's own continuations of each distinct transcript: plain, and told each of the five emotions."""
     texts = list(dict.fromkeys(clip.text for clip in clips))
-    references: dict[str, References] = {}
-    for part in _batches(texts, batch_size):
-        plain = llm.answer([Request(text, None, PLAIN) for text in part])
-        told = iter(llm.answer([Request(text, emotion, "continue_emotion") for text in part for emotion in EMOTIONS]))
-        for text, own in zip(part, plain, strict=True):
-            references[text] = References(own, {emotion: next(told) for emotion in EMOTIONS})
-        on_progress("references", len(references), len(texts))
-    return references
-
-
-def ask(system: System, clips: Sequence[Utterance], batch_size: int, on_progress: Progress) -> Answers:
-    """Everything that one system says of the clips."""
-    num_questions = 5
-    asked = 0
-
-    def collect(answer: Callable[[Sequence[Utterance]], list[str] | None]) -> list[str] | None:
-        nonlocal asked
-        collected: list[str] = []
-        for part in _batches(clips, batch_size):
-            answers = answer(part)
-            if answers is None:
-                break
-            assert len(answers) == len(part)
-            collected += answers
-            on_progress(system.name, asked * len(clips) + len(collected), num_questions * len(clips))
-        asked += 1
-        return collected or None
-
-    answers = Answers(
-        heard=collect(system.transcribe),
-        classifier=collect(system.classify),
-        plain=collect(lambda part: system.respond(part, PLAIN)),
-        tone=collect(lambda part: system.respond(part, TONE)),
-        label=collect(lambda part: system.respond(part, LABEL)),
-    )
-    on_progress(system.name, num_questions * len(clips), num_questions * len(clips))
-    return answers
-
-
-def _batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+    told = [Request(text, emotion, "continue_emotion") for text in texts for emotion in EMOTIONS]
+    answers = iter(llm.answer("references", [*(Request(text, None, PLAIN) for text in texts), *told]))
+    plain = {text: next(answers) for text in texts}
+    return {text: References(plain[text], {emotion: next(answers) for emotion in EMOTIONS}) for text in texts}
 
 
 def _require_audio(clips: Sequence[Utterance], manifest: Path, on_progress: Progress) -> None:

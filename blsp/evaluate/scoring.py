@@ -29,11 +29,11 @@ class References:
 class Answers:
     """What a system said to each clip, in the clips' order; None for what it cannot do."""
 
-    plain: list[str] | None
-    tone: list[str] | None
-    label: list[str] | None
-    classifier: list[str] | None
-    heard: list[str] | None
+    plain: list[str] | None = None
+    tone: list[str] | None = None
+    label: list[str] | None = None
+    classifier: list[str] | None = None
+    heard: list[str] | None = None
 
 
 @dataclass(frozen=True)

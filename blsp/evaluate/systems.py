@@ -1,12 +1,13 @@
 """What is compared: everything that answers a spoken clip, behind one small protocol.
 
-A system that cannot do something (a text LLM cannot classify a voice) returns None for it, which the table shows as a
-dash. Text systems are asked once per distinct transcript: the same words always get the same answer.
+A system that cannot do something (a text LLM cannot classify a voice) leaves it out, which the table shows as a dash.
+Text systems are asked once per distinct transcript: the same words always get the same answer. Models run elsewhere
+(`blsp.evaluate.desk`); here is what they are asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -18,18 +19,19 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from blsp import recipe as recipes
-from blsp.evaluate.asr import Recogniser, open_recogniser
+from blsp.evaluate.desk import Items, Question, waveform
+from blsp.evaluate.scoring import LABEL, PLAIN, TONE, Answers
 from blsp.export import EXPORT_CONFIG, export_config
 from blsp.features import AudioWindow, log_mel
-from blsp.hf.convert import is_transformers_folder, load_model
-from blsp.model import SpeechLM
+from blsp.hf.convert import is_transformers_folder
 from cluster.json_files import read_object
-from shards.audio import load_audio
 from shards.manifest import none_of_split, read_manifest
-from shards.sample import EMOTIONS, Utterance
+from shards.sample import Utterance
 from shards.writers.fingerprint import model_fingerprint
-from shards.writers.protocol import Request, Writer
-from shards.writers.with_transformers import TransformersWriter
+from shards.writers.protocol import Request
+
+# Has questions answered, each of items of its own: `blsp.evaluate.asking.Examiner.ask`.
+Ask = Callable[[str, Sequence[tuple[Question, Items]]], list[list[str]]]
 
 
 def read_labelled(manifest: Path, split: str | None) -> list[Utterance]:
@@ -53,81 +55,60 @@ def read_labelled(manifest: Path, split: str | None) -> list[Utterance]:
     return utterances
 
 
-def waveform(utterance: Utterance) -> NDArray[np.int16]:
-    """Mono 16 kHz samples, decoded anew each time so that a test set never has to fit in memory. Raises AudioError."""
-    return load_audio(Path(utterance.audio), utterance.start_s, utterance.duration_s)
-
-
 class System(Protocol):
-    """Answers about clips, in their order; None for what the system cannot do."""
+    """Says what it can of clips."""
 
     name: str
 
-    def respond(self, clips: Sequence[Utterance], prompt: str) -> list[str] | None:
-        """What it says to each clip under a key of `shards.prompts.PROMPTS`."""
-
-    def classify(self, clips: Sequence[Utterance]) -> list[str] | None:
-        """The emotion that its classifier names for each clip."""
-
-    def transcribe(self, clips: Sequence[Utterance]) -> list[str] | None:
-        """The words that it heard in each clip, if it writes any down."""
+    def answer(self, clips: Sequence[Utterance]) -> Answers:
+        """In the clips' order; None for what it cannot do."""
 
 
 class TextLLM:
     """A text LLM that is asked each thing once, however often the answer is needed."""
 
-    def __init__(self, writer: Writer) -> None:
-        self._writer = writer
+    def __init__(self, model: str, ask: Ask) -> None:
+        self._question, self._ask = Question("write", model), ask
         self._answers: dict[Request, str] = {}
 
-    def answer(self, requests: Sequence[Request]) -> list[str]:
+    def answer(self, what: str, requests: Sequence[Request]) -> list[str]:
         """One answer per request, in order."""
         new = [request for request in dict.fromkeys(requests) if request not in self._answers]
+        new.sort(key=lambda request: len(request.text))  # a batch is as long as its longest
         if new:
-            written = self._writer.write(new)
-            assert len(written) == len(new)
-            self._answers.update((request, answer.text) for request, answer in zip(new, written, strict=True))
+            (texts,) = self._ask(what, [(self._question, new)])
+            self._answers.update(zip(new, texts, strict=True))
         return [self._answers[request] for request in requests]
+
+    def answer_all(self, name: str, texts: Sequence[str]) -> list[list[str]]:
+        """What a system that only reads says to each text under each of the three prompts."""
+        prompts = (PLAIN, TONE, LABEL)
+        answers = self.answer(name, [Request(text, None, prompt) for prompt in prompts for text in texts])
+        return [answers[place * len(texts) :][: len(texts)] for place in range(len(prompts))]
 
 
 class TextSystem:
     """The LLM given the true transcript: knows every word, hears nothing."""
 
     def __init__(self, name: str, llm: TextLLM) -> None:
-        self.name = name
-        self._llm = llm
+        self.name, self._llm = name, llm
 
-    def respond(self, clips: Sequence[Utterance], prompt: str) -> list[str] | None:
-        return self._llm.answer([Request(clip.text, None, prompt) for clip in clips])
-
-    def classify(self, clips: Sequence[Utterance]) -> list[str] | None:
-        return None
-
-    def transcribe(self, clips: Sequence[Utterance]) -> list[str] | None:
-        return None
+    def answer(self, clips: Sequence[Utterance]) -> Answers:
+        plain, tone, label = self._llm.answer_all(self.name, [clip.text for clip in clips])
+        return Answers(plain=plain, tone=tone, label=label)
 
 
 class CascadeSystem:
     """The LLM given what a speech recogniser heard."""
 
-    def __init__(self, name: str, recogniser: Recogniser, llm: TextLLM) -> None:
+    def __init__(self, name: str, recogniser: str, llm: TextLLM, ask: Ask) -> None:
         self.name = name
-        self._recogniser = recogniser
-        self._llm = llm
-        self._heard: dict[str, str] = {}
+        self._recogniser, self._llm, self._ask = recogniser, llm, ask
 
-    def respond(self, clips: Sequence[Utterance], prompt: str) -> list[str] | None:
-        return self._llm.answer([Request(text, None, prompt) for text in self.transcribe(clips)])
-
-    def classify(self, clips: Sequence[Utterance]) -> list[str] | None:
-        return None
-
-    def transcribe(self, clips: Sequence[Utterance]) -> list[str]:
-        new = [clip for clip in clips if clip.id not in self._heard]
-        if new:
-            texts = self._recogniser.transcribe([waveform(clip) for clip in new])
-            self._heard.update((clip.id, text) for clip, text in zip(new, texts, strict=True))
-        return [self._heard[clip.id] for clip in clips]
+    def answer(self, clips: Sequence[Utterance]) -> Answers:
+        (heard,) = self._ask(f"{self.name} hears", [(Question("transcribe", self._recogniser), clips)])
+        plain, tone, label = self._llm.answer_all(self.name, heard)
+        return Answers(plain=plain, tone=tone, label=label, heard=heard)
 
 
 class LinearSystem:
@@ -141,14 +122,8 @@ class LinearSystem:
         self._classifier: Pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
         self._classifier.fit(_mean_log_mel(train), emotions)
 
-    def respond(self, clips: Sequence[Utterance], prompt: str) -> list[str] | None:
-        return None
-
-    def classify(self, clips: Sequence[Utterance]) -> list[str] | None:
-        return [str(emotion) for emotion in self._classifier.predict(_mean_log_mel(clips))]
-
-    def transcribe(self, clips: Sequence[Utterance]) -> list[str] | None:
-        return None
+    def answer(self, clips: Sequence[Utterance]) -> Answers:
+        return Answers(classifier=[str(emotion) for emotion in self._classifier.predict(_mean_log_mel(clips))])
 
 
 def _mean_log_mel(clips: Sequence[Utterance]) -> NDArray[np.float64]:
@@ -164,22 +139,22 @@ def _mean_log_mel(clips: Sequence[Utterance]) -> NDArray[np.float64]:
 class SpeechSystem:
     """A model of ours. Its classifier is asked only if it was trained and therefore exported."""
 
-    def __init__(self, name: str, model: SpeechLM, max_new_tokens: int) -> None:
-        self.name = name
-        self._model = model
-        self._max_new_tokens = max_new_tokens
+    def __init__(self, name: str, run: Path, ask: Ask) -> None:
+        self.name, self._run, self._ask = name, run, ask
 
-    def respond(self, clips: Sequence[Utterance], prompt: str) -> list[str] | None:
-        return self._model.generate([waveform(clip) for clip in clips], prompt, self._max_new_tokens)
+    def answer(self, clips: Sequence[Utterance]) -> Answers:
+        asked = [Question("respond", str(self._run), prompt) for prompt in (PLAIN, TONE, LABEL)]
+        if has_classifier(self._run):
+            asked.append(Question("classify", str(self._run)))
+        plain, tone, label, *classifier = self._ask(self.name, [(question, clips) for question in asked])
+        return Answers(plain=plain, tone=tone, label=label, classifier=classifier[0] if classifier else None)
 
-    def classify(self, clips: Sequence[Utterance]) -> list[str] | None:
-        if "classifier" not in self._model.exported_parts:
-            return None
-        log_probabilities = self._model.classify([waveform(clip) for clip in clips])
-        return [EMOTIONS[place] for place in log_probabilities.argmax(axis=1)]
 
-    def transcribe(self, clips: Sequence[Utterance]) -> list[str] | None:
-        return None
+def has_classifier(run: Path) -> bool:
+    """Whether the emotion classifier is in an export."""
+    if is_transformers_folder(run):
+        return bool(read_object(run / EXPORT_CONFIG).get("emotions"))
+    return "classifier" in export_config(run / "export")["parts"]
 
 
 def prompts_learnt(run: Path) -> list[str]:
@@ -200,19 +175,15 @@ def prompts_learnt(run: Path) -> list[str]:
 
 
 class Workshop:
-    """Opens the systems of a recipe. Text LLMs are kept, so that two systems with the same LLM share it."""
+    """Opens the systems of a recipe. Two systems with the same text LLM share its answers."""
 
-    def __init__(self, *, max_new_tokens: int, batch_size: int) -> None:
-        self._max_new_tokens = max_new_tokens
-        self._batch_size = batch_size
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
         self._llms: dict[str, TextLLM] = {}
 
     def llm(self, path: str) -> TextLLM:
-        """The text LLM at `path` (a folder or a hub id), loaded the first time."""
-        if path not in self._llms:
-            writer = TransformersWriter(path, max_new_tokens=self._max_new_tokens, batch_size=self._batch_size)
-            self._llms[path] = TextLLM(writer)
-        return self._llms[path]
+        """The text LLM at `path` (a folder or a hub id)."""
+        return self._llms.setdefault(path, TextLLM(path, self._ask))
 
     @staticmethod
     def check(spec: recipes.System) -> None:
@@ -230,13 +201,13 @@ class Workshop:
                     export_config(spec.run / "export")
 
     def open(self, spec: recipes.System) -> System:
-        """Raises ValueError or OSError when a folder or manifest that the system needs is missing or unfit."""
+        """Raises ValueError or OSError when a manifest that the system needs is missing or unfit."""
         match spec:
             case recipes.TextSystem():
                 return TextSystem(spec.name, self.llm(spec.llm))
             case recipes.CascadeSystem():
-                return CascadeSystem(spec.name, open_recogniser(spec.asr), self.llm(spec.llm))
+                return CascadeSystem(spec.name, spec.asr, self.llm(spec.llm), self._ask)
             case recipes.LinearSystem():
                 return LinearSystem(spec.name, read_labelled(spec.train, "train"))
             case recipes.SpeechSystem():
-                return SpeechSystem(spec.name, load_model(spec.run), self._max_new_tokens)
+                return SpeechSystem(spec.name, spec.run, self._ask)

@@ -8,54 +8,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
-from tokenizers import pre_tokenizers
 from transformers import (
-    GenerationConfig,
     WhisperConfig,
-    WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
     WhisperProcessor,
-    WhisperTokenizer,
 )
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from blsp.evaluate.asr import WhisperRecogniser, open_recogniser
-
-START, END, QUIET = "<|startoftranscript|>", "<|endoftext|>", "<|notimestamps|>"
-SPECIAL = (END, START, "<|en|>", "<|de|>", "<|translate|>", "<|transcribe|>", "<|startofprev|>", QUIET)
+from tests.blsp.tiny_evaluation import SPECIAL, make_whisper
 
 
 @pytest.fixture(scope="module")
 def whisper_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A multilingual Whisper as `save_pretrained` writes it: one byte per token, then the special tokens."""
-    folder = tmp_path_factory.mktemp("whisper")
-    characters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: place for place, token in enumerate((*characters, *SPECIAL))}
-    tokenizer = WhisperTokenizer(
-        vocab=vocabulary, merges=[], unk_token=END, bos_token=END, eos_token=END, pad_token=END,
-        additional_special_tokens=list(SPECIAL[1:]),
-    )  # fmt: skip
-    WhisperProcessor(WhisperFeatureExtractor(), tokenizer).save_pretrained(folder)
-    torch.manual_seed(3)
-    ids = tokenizer.convert_tokens_to_ids
-    config = WhisperConfig(
-        vocab_size=len(tokenizer), d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_target_positions=24, init_std=0.5,
-        decoder_start_token_id=ids(START), bos_token_id=ids(END), eos_token_id=ids(END), pad_token_id=ids(END),
-    )  # fmt: skip
-    model: Any = WhisperForConditionalGeneration(config)
-    model.generation_config = GenerationConfig(
-        decoder_start_token_id=ids(START), bos_token_id=ids(END), eos_token_id=ids(END), pad_token_id=ids(END),
-        max_length=20, is_multilingual=True, no_timestamps_token_id=ids(QUIET),
-        prev_sot_token_id=ids("<|startofprev|>"),
-        lang_to_id={f"<|{code}|>": ids(f"<|{code}|>") for code in ("en", "de")},
-        task_to_id={task: ids(f"<|{task}|>") for task in ("translate", "transcribe")},
-        suppress_tokens=[ids(END)],
-    )  # fmt: skip
-    model.save_pretrained(folder)
-    return folder
+    return make_whisper(tmp_path_factory.mktemp("whisper"))
 
 
 def tones(pitches: Sequence[int]) -> list[NDArray[np.int16]]:

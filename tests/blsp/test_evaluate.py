@@ -7,30 +7,23 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
-import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
-from transformers import WhisperConfig, WhisperFeatureExtractor
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from blsp.evaluate.desk import Items, Question
 from blsp.evaluate.result import read_result, read_rows, write_result
 from blsp.evaluate.run import evaluate
 from blsp.evaluate.systems import TextLLM, prompts_learnt
-from blsp.export import EXPORT_CONFIG, EXPORT_WEIGHTS
 from blsp.model import SpeechLM
-from blsp.recipe import EvalRecipe, ModelSection
+from blsp.recipe import EvalRecipe
 from launcher import use
 from shards.manifest import write_manifest
-from shards.sample import EMOTIONS, Continuation, Message, Utterance
+from shards.sample import EMOTIONS, Message, Utterance
 from shards.writers.protocol import Request
 from shards.writers.with_transformers import TransformersWriter
-
-TEXTS = ("Anna heard the phone message last night.", "The teacher saw the old house this morning.")
+from tests.blsp.tiny_evaluation import TEXTS, make_run, make_test_set
 
 
 def silent_progress(what: str, done: int, total: int) -> None:
@@ -39,59 +32,12 @@ def silent_progress(what: str, done: int, total: int) -> None:
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two sentences by two speakers each in five tones; the tone is a pitch that a mean spectrum tells apart."""
-    folder = tmp_path_factory.mktemp("corpus")
-    seconds = np.arange(8000) / 16000
-    utterances = []
-    for speaker in ("s1", "s2"):
-        for number, text in enumerate(TEXTS):
-            for place, emotion in enumerate(EMOTIONS):
-                name = f"{speaker}-{number}-{emotion}"
-                pitch = 200 * (place + 1) + number + (5 if speaker == "s2" else 0)
-                soundfile.write(folder / f"{name}.wav", 0.3 * np.sin(2 * np.pi * pitch * seconds), 16000)
-                audio = str(folder / f"{name}.wav")
-                utterances.append(
-                    Utterance(id=name, audio=audio, text=text, corpus="tones", emotion=emotion, speaker=speaker)
-                )
-    write_manifest(folder / "test.jsonl", utterances)
-    return folder / "test.jsonl"
+    return make_test_set(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")
 def run_folder(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The export of a run with random weights, as the engine writes it, after an earlier stage."""
-    encoder, run = tmp_path_factory.mktemp("encoder"), tmp_path_factory.mktemp("stage2")
-    torch.manual_seed(0)
-    shape = WhisperConfig(
-        d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=32, max_source_positions=200
-    )
-    WhisperEncoder(shape).save_pretrained(encoder)
-    WhisperFeatureExtractor().save_pretrained(encoder)
-    earlier = run.parent / "stage1"
-    config: dict[str, Any] = {
-        "llm": str(llm_folder), "encoder": str(encoder), "audio_window": "exact", "dtype": "float32",
-        "adapter": {"bottleneck": 8},
-    }  # fmt: skip
-    model = SpeechLM.build(ModelSection.model_validate(config), torch.device("cpu"))
-    weights = {
-        f"{part}.{name}": value
-        for part in ("adapter", "classifier")
-        for name, value in model.parts[part].state_dict().items()
-    }
-    for folder, parts, prompts, init in (
-        (earlier, ["adapter"], {"continue": 1.0}, None),
-        (run, ["adapter", "classifier"], {"continue_tone": 1.0}, str(earlier)),
-    ):
-        (folder / "export").mkdir(parents=True)
-        save_file(weights, folder / "export" / EXPORT_WEIGHTS)
-        content = {
-            "model": {**config, "init": init},
-            "parts": parts,
-            "stage": {"prompts": prompts},
-            "frozen": model.frozen,
-        }
-        (folder / "export" / EXPORT_CONFIG).write_text(json.dumps(content))
-    return run
+    return make_run(tmp_path_factory.mktemp("runs"), llm_folder)
 
 
 class DeafRecogniser:
@@ -117,7 +63,7 @@ def recipe(manifest: Path, llm: Path, out: Path, *entries: dict[str, str]) -> Ev
 def test_every_kind_of_system(
     manifest: Path, llm_folder: Path, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("blsp.evaluate.systems.open_recogniser", lambda path: DeafRecogniser())
+    monkeypatch.setattr("blsp.evaluate.desk.open_recogniser", lambda path: DeafRecogniser())
     entries: tuple[dict[str, str], ...] = (
         {"type": "linear", "name": "linear", "train": str(manifest)},
         {"type": "text", "name": "text", "llm": str(llm_folder)},
@@ -210,20 +156,20 @@ def test_a_test_set_without_labels_is_refused(llm_folder: Path, tmp_path: Path) 
 
 
 def test_a_text_llm_is_asked_each_thing_once() -> None:
-    class Counting:
-        name = "counting"
-        asked = 0
+    asked: list[str] = []
 
-        def write(self, requests: Sequence[Request]) -> list[Continuation]:
-            self.asked += len(requests)
-            return [Continuation(prompt=r.prompt, text=r.text.upper(), finished=True, writer="w") for r in requests]
+    def ask(what: str, questions: Sequence[tuple[Question, Items]]) -> list[list[str]]:
+        ((question, items),) = questions
+        assert question == Question("write", "llm")
+        texts = [item.text for item in items]
+        asked.extend(texts)
+        return [[text.upper() for text in texts]]
 
-    writer = Counting()
-    llm = TextLLM(writer)
-    requests = [Request(text, None, "continue") for text in ("a", "b", "a")]
-    assert llm.answer(requests) == ["A", "B", "A"]
-    assert llm.answer(requests[1:]) == ["B", "A"]
-    assert writer.asked == 2
+    llm = TextLLM("llm", ask)
+    requests = [Request(text, None, "continue") for text in ("aa", "b", "aa")]
+    assert llm.answer("", requests) == ["AA", "B", "AA"]
+    assert llm.answer("", requests[1:]) == ["B", "AA"]
+    assert asked == ["b", "aa"]
 
 
 def test_prompts_learnt_goes_back_as_far_as_exports_exist(tmp_path: Path) -> None:

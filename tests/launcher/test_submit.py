@@ -143,12 +143,16 @@ def test_a_task_is_a_host_or_a_gpu(
     assert f"#SBATCH --ntasks-per-node={tasks}\n" in capsys.readouterr().out
 
 
-def test_shards_are_a_job_on_as_many_hosts_as_asked_for(
+def test_shards_and_evaluations_are_jobs_on_as_many_hosts_as_asked_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_main(monkeypatch, "submit", "mini_shard_asr", "--dry-run") == 0
     assert "-m launcher shard /" in capsys.readouterr().out
     assert run_main(monkeypatch, "submit", "mini_shard_asr", "--nodes", "2", "--dry-run") == 0
     assert "#SBATCH --nodes=2\n" in capsys.readouterr().out
-    assert run_main(monkeypatch, "submit", "mini_eval") == 2
-    assert "only training and sharding are submitted" in capsys.readouterr().err
+    assert run_main(monkeypatch, "submit", "mini_eval", "out=other", "--nodes", "2", "--dry-run") == 0
+    script = capsys.readouterr().out
+    assert f"-m launcher eval {Path.cwd()}/other/slurm/mini_eval-" in script and "#SBATCH --nodes=2\n" in script
+    assert f"#SBATCH --output={Path.cwd()}/other/slurm/%j.log\n" in script
+    assert run_main(monkeypatch, "submit", "mini_eval", "--processes", "2", "--dry-run") == 2
+    assert "slurm.processes is of training" in capsys.readouterr().err

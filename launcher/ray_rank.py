@@ -1,4 +1,4 @@
-"""What runs on each host of `blsp shard` over many: a node of their Ray cluster, and on the first one the job."""
+"""What runs on each host of `blsp shard` or `blsp eval` over many: its part of Ray, and on the first one the job."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from cluster.ray_node import ray_node, wait_while_there
 from cluster.ray_session import ray_session, wait_for_nodes
 from cluster.stop import STOP_SIGNALS, Stopped
 from launcher.errors import exit_code_of
-from shards.pipeline.actors import GOES_ON
 
 
 def main() -> int:
     """Returns an exit code: the job's on the first host; on another 0 when the first has done with it."""
-    parser = argparse.ArgumentParser(prog="launcher.shard_rank", description="One host of a sharding job.")
+    parser = argparse.ArgumentParser(prog="launcher.ray_rank", description="One host of a job over many.")
     parser.add_argument("--config", required=True, help="a recipe file or the name of a shipped recipe")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="replace values of the recipe")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -37,7 +36,7 @@ def main() -> int:
             with ray_session(f"{address}:{port}"):
                 signals.listen()  # Ray has taken SIGTERM for itself
                 wait_for_nodes(int(os.environ["WORLD_SIZE"]))
-                _shard(arguments.config, arguments.overrides)
+                _do(arguments.config, arguments.overrides)
 
     def work() -> int:
         try:
@@ -46,7 +45,7 @@ def main() -> int:
             code = ExitCode.STOPPED if signals.first != signal.SIGINT else ExitCode.CTRL_C
             if rank:  # the first host says it
                 return code
-            raise Stopped(str(stop) or f"stopped; {GOES_ON}", code) from None
+            raise Stopped(str(stop) or "stopped; the same command goes on", code) from None
         return ExitCode.DONE
 
     return exit_code_of(work, debug=arguments.debug)
@@ -67,12 +66,20 @@ class _Signals:
             raise KeyboardInterrupt
 
 
-def _shard(config: str, overrides: list[str]) -> None:
-    from blsp.recipe import ShardRecipe
-    from launcher import data
-    from launcher.recipe_files import load_kind
+def _do(config: str, overrides: list[str]) -> None:
+    from blsp.recipe import EvalRecipe, ShardRecipe
+    from launcher.recipe_files import load
 
-    data.shard(load_kind(ShardRecipe, config, overrides))
+    recipe = load(config, overrides)
+    if isinstance(recipe, EvalRecipe):
+        from launcher import use
+
+        use.evaluate(recipe, over_ray=True)
+    else:
+        from launcher import data
+
+        assert isinstance(recipe, ShardRecipe)
+        data.shard(recipe)
 
 
 if __name__ == "__main__":
