@@ -23,7 +23,7 @@ check: .venv/installed
 fuzz: .venv/installed
 	OMP_NUM_THREADS=1 FUZZ_CASES=10000 $(BIN)/python -m pytest -m fuzz -n auto --maxprocesses 8 --timeout 3600
 
-# Beside lhotse and webdataset, which nothing else needs. OUT=figures.json keeps the figures.
+# Beside lhotse and webdataset. OUT=figures.json keeps the figures.
 bench-data: .venv/bench-installed
 	$(BIN)/python -m tests.bench.data $(if $(OUT),--out $(OUT))
 

