@@ -11,7 +11,7 @@ from shards.audio import AudioError, load_audio
 from shards.corpora.build import CORPORA, build_manifest
 from shards.manifest import read_manifest
 from shards.sample import Utterance
-from tests.shards.corpora.miniatures import miniature
+from tests.shards.corpora.miniatures import esd, miniature
 
 
 def utterances(name: str, tmp_path: Path, defect: str | None = None) -> list[Utterance]:
@@ -99,7 +99,56 @@ def test_meld_counts_are_the_tables_own() -> None:
     assert corpus.official_emotions == {name: sum(MELD[name]) for name in corpus.official_emotions}
 
 
-@pytest.mark.parametrize(("name", "clips", "of_five"), [("iemocap", 10_039, 5531 + 107)])
+def test_mead_words_are_those_of_the_table_that_its_user_made(tmp_path: Path) -> None:
+    assert [(u.id, u.text, u.emotion, u.speaker, u.split) for u in utterances("mead", tmp_path)] == [
+        ("mead-M003-angry-3-030", "Sentence of M003 angry 3 030.", "angry", "M003", "train"),
+        ("mead-M003-neutral-1-001", "Sentence of M003 neutral 1 001.", "neutral", "M003", "train"),
+        ("mead-M040-happy-2-005", "Sentence of M040 happy 2 005.", "happy", "M040", "dev"),
+        ("mead-W009-sad-2-001", "Sentence of W009 sad 2 001.", "sad", "W009", "train"),
+        ("mead-W040-surprised-1-012", "Sentence of W040 surprised 1 012.", "surprise", "W040", "test"),
+    ]
+
+
+def test_mead_without_transcripts_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    root = miniature("mead").make(tmp_path / "corpus").root
+    (root / "transcripts.tsv").unlink()
+    with pytest.raises(ValueError, match=r"transcripts\.tsv: no such file, .* a line of names, speaker, emotion,"):
+        build_manifest("mead", root, tmp_path / "m.jsonl")
+
+
+@pytest.mark.parametrize("defect", [None, "split_folders", "broken_lines"])
+def test_esd_says_the_same_in_each_layout_and_encoding(defect: str | None, tmp_path: Path) -> None:
+    found = utterances("esd", tmp_path, defect)
+    assert [(u.id.removeprefix("esd-"), u.emotion, u.split, u.language) for u in found] == [
+        ("0001_000001", "neutral", "dev", "zh"),
+        ("0001_000380", "angry", "test", "zh"),
+        ("0003_001750", "surprise", "train", "zh"),
+        ("0011_000021", "neutral", "test", "en"),
+        ("0011_000701", "happy", "dev", "en"),
+        ("0012_001051", "sad", "dev", "en"),
+        ("0016_001401", "surprise", "dev", "en"),
+    ]
+    for u in found:
+        speaker, number = u.id.removeprefix("esd-").split("_")
+        assert u.text == esd.text_of(speaker, int(number))
+
+
+def test_mer2023_clips_are_found_in_the_folders_of_their_tests(tmp_path: Path) -> None:
+    found = utterances("mer2023", tmp_path, "chinese_encoding")
+    assert [(u.id, u.emotion, u.split, Path(u.audio).suffix) for u in found] == [
+        ("mer2023-test1-samplenew_00000001", "angry", "test-1", ".avi"),
+        ("mer2023-test2-samplenew_00000007", "sad", "test-2", ".avi"),
+        ("mer2023-test3-sample_00000009", "surprise", "test-3", ".mp4"),
+        ("mer2023-train-sample_00000001", "neutral", "train", ".avi"),
+        ("mer2023-train-sample_00000002", "happy", "train", ".avi"),
+    ]
+    assert found[0].text == "你好，samplenew_00000001。"
+
+
+@pytest.mark.parametrize(
+    ("name", "clips", "of_five"),
+    [("iemocap", 10_039, 5531 + 107), ("esd", 35_000, 35_000), ("mer2023", 5030, 5030 - 616)],
+)
 def test_counts_are_the_official_ones(name: str, clips: int, of_five: int) -> None:
     corpus = CORPORA[name]
     assert (sum(corpus.official.values()), sum(corpus.official_emotions.values())) == (clips, of_five)
