@@ -117,7 +117,23 @@ def test_jobs_wait_for_each_other_and_one_behind_a_failure_is_never_run(work: Pa
     assert log(work / "runs" / "stage1", behind) == ""
 
 
-def test_a_job_on_two_hosts_goes_on_after_its_walltime_a_preemption_and_a_lost_host(
+def test_what_is_asked_for_reaches_slurm_and_what_it_does_not_have_is_refused_with_its_reason(
+    work: Path, slurm: Slurm
+) -> None:
+    asked = [*BLSP, "submit", "mini_stage1", "--nodes", "2", "--time", "0:20:00", "--sbatch=--exclusive"]
+    for gpus, tasks_per in ((2, "node"), (2, "gpu"), (3, "gpu")):
+        gres = ["--gres", f"gpu:{gpus}", "--tasks-per", tasks_per]
+        script = shell(slurm, work, shlex.join([*asked, *gres, "--dry-run"]))
+        (work / "asked.sh").write_text(script)
+        judged = slurm.ask("sh", "-c", f"sbatch --test-only {shlex.quote(str(work / 'asked.sh'))} 2>&1 || true")
+        expected = "to start at" if gpus == 2 else "Requested node configuration is not available"
+        assert expected in judged
+    refused = slurm.bed.login.run([*asked, "--gres", "gpu:3"], cwd=work, env={**slurm.env, **ENVIRONMENT})
+    assert refused.returncode == 2
+    assert "SLURM refused it: Batch job submission failed: Requested node configuration" in refused.stderr
+
+
+def test_a_job_on_two_hosts_goes_on_after_its_walltime_a_preemption_and_the_loss_of_each_host(
     work: Path, slurm: Slurm, undisturbed: Trained
 ) -> None:
     run, recipe = work / "two-hosts", work / "edited.yaml"
@@ -138,12 +154,14 @@ def test_a_job_on_two_hosts_goes_on_after_its_walltime_a_preemption_and_a_lost_h
         time.sleep(1)
     slurm.wait_for(job, "PENDING", limit_s=30)
     assert urgent.wait(30) == 0
-    with standing_still(slurm, run, 24):
-        slurm.bed.nodes[1].power_off()
-        slurm.wait_for(job, "PENDING", limit_s=60)
-    slurm.mend_hosts()
+    for step, node in ((24, slurm.bed.nodes[1]), (34, slurm.bed.nodes[0])):  # the second one runs the batch script
+        with standing_still(slurm, run, step) as ranks:
+            node.power_off()
+            slurm.wait_for(job, "PENDING", limit_s=60)
+            slurm.wait(lambda: not any(map(lives, ranks)), "the ranks of the other host have ended", 15)
+        slurm.mend_hosts()
     assert slurm.wait_for(job, "COMPLETED", "FAILED") == "COMPLETED", log(run, job)
-    assert slurm.ask("squeue", "-h", "-t", "all", "-j", str(job), "-O", "restartcnt") == "3"
+    assert slurm.ask("squeue", "-h", "-t", "all", "-j", str(job), "-O", "restartcnt") == "4"
     assert losses(run) == undisturbed.losses
     assert (run / "export" / "model.safetensors").read_bytes() == undisturbed.weights
 

@@ -1,7 +1,7 @@
 """A real SLURM on a bed of hosts: the controller on `login`, a slurmd on every node, no database.
 
 Its clocks are short where SLURM lets one choose, so that tests need not wait: a requeued job may run again after 6 s
-(Debian's default: two minutes), a node that gives no sign of life is down after 15 s (five minutes).
+(Debian's default: two minutes), a node that gives no sign of life is down after 10 s (five minutes).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SwitchType=switch/none
 MpiDefault=none
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
-SlurmdTimeout=15
+SlurmdTimeout=10
 SlurmctldTimeout=15
 MessageTimeout=5
 BatchStartTimeout=15
