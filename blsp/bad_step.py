@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import torch
 import torch.distributed as dist
@@ -18,12 +19,11 @@ _MOST_FILES, _NAMED = 32, 4
 
 class BadStepError(FloatingPointError):
     """The loss or gradient of `step` (from 1) is not to be learnt from; `ids` are the clips that it may be due to, and
-    `culprit` the first rank that had some of them."""
+    `culprit` the rank that had the dearest of them."""
 
-    def __init__(self, sentence: str, step: int, ids: list[list[str]]) -> None:
+    def __init__(self, sentence: str, step: int, ids: list[str], culprit: int) -> None:
         super().__init__(sentence)
-        self.step, self.ids = step, [name for of_a_rank in ids for name in of_a_rank]
-        self.culprit = next((rank for rank, names in enumerate(ids) if names), 0)
+        self.step, self.ids, self.culprit = step, ids, culprit
 
 
 def record(run: Run, step: int, fault: str, batches: list[Batch], tables: list[Tensor]) -> None:
@@ -41,27 +41,34 @@ def record(run: Run, step: int, fault: str, batches: list[Batch], tables: list[T
     dist.all_reduce(any_guilty)
     chosen = guilty if any_guilty else heard
     folder = run.recipe.run / "failures" / f"step-{step:06d}"
-    problem = ""
+    problem, dearest = "", -math.inf
     try:
         clips = write_clips(folder, run.recipe.stage, chosen, _MOST_FILES) if chosen else []
         ids = [clip["id"] for clip in clips]
+        if clips:  # a loss that is not finite is None
+            dearest = math.inf if clips[0]["loss"] is None else clips[0]["loss"]
         if chosen:
             content = {"step": step, "fault": fault, "rank": rank, "clips": clips}
             write_atomically(folder / f"rank-{rank}.json", json.dumps(content, indent=1).encode())
     except OSError as error:
         problem = f" (not all of it: {error.strerror or error})"
         ids = [name for _, batch, _ in chosen for name in batch.ids if name != FILLER_ID]
-    told: list[tuple[list[str], str]] = [([], "")] * world
-    dist.all_gather_object(told, (ids, problem))
-    problem = next((problem for _, problem in told if problem), "")
-    where = f" {_named([ids for ids, _ in told])}" if any_guilty else ""
+    told: list[tuple[list[str], float, str]] = [([], dearest, "")] * world
+    dist.all_gather_object(told, (ids, dearest, problem))
+    ranked = [names for names, _, _ in told]
+    culprit = max(range(world), key=lambda rank: (told[rank][1], bool(ranked[rank])))
+    problem = next((problem for _, _, problem in told if problem), "")
+    where = f" {_named(ranked)}" if any_guilty else ""
+    if not any_guilty and ranked[culprit]:
+        where = f" (the dearest clip is {ranked[culprit][0]}, on rank {culprit})"
     sentence = f"step {step}: {fault}{where}; no weight was changed. What the model heard is in {folder}{problem}"
     if run.guard.budget:
         raise BadStepError(
             f"{sentence}. The run ends ({run.guard.budget}): look at the clips, lower optim.lr, or allow more with "
             f"engine.bad_step: skip; the checkpoints in {run.checkpoints} are from before",
             step,
-            [ids for ids, _ in told],
+            [name for names in ranked for name in names],
+            culprit,
         )
     if rank == 0:
         print(f"{sentence}. Left out: {run.guard.in_a_row} in a row, {run.guard.in_all} in all", flush=True)

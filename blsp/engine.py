@@ -43,8 +43,8 @@ class Interrupted(Stopped):
 def train(recipe: TrainRecipe, on_step: OnStep = lambda done, total, note: None) -> None:
     """Train one stage as `recipe` says, from its newest valid checkpoint if there is one; every rank calls it.
 
-    Raises ValueError for what the user can mend, BadStepError when a loss or gradient is not finite, Interrupted
-    after a stop signal (the state is saved first), Stopped after a second one or one before the first step.
+    Raises ValueError for what the user can mend, BadStepError for a loss or gradient that is not to be learnt from,
+    Interrupted after a stop signal (the state is saved first), Stopped after a second one or one before the first step.
     """
     zero.prepare_environment()
     with ExitStack() as stack:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from blsp.section import Listed, Problem, Section, Text
 
@@ -36,8 +36,12 @@ class EngineSection(Section):
     log_every_steps: PositiveInt = Field(10, description="how often a line goes to log.jsonl and TensorBoard")
     bad_step: Literal["raise", "skip"] = Field(
         "raise",
-        description="a step whose loss or gradient is not finite: raise ends the run, skip leaves the step out, and "
-        "steps whose loss or gradient leaps as well",
+        description="a step whose loss or gradient is not finite, or leaps: raise ends the run, skip leaves it out",
+    )
+    leap_sigmas: PositiveFloat | Literal["auto"] | None = Field(
+        "auto",
+        description="a loss leaps when it is so many standard deviations above the mean of the last 128 steps (raise: "
+        "and above twice the mean; skip: so does a gradient's norm); auto: raise 20, skip 6; null: none does",
     )
     skipped_in_a_row: PositiveInt = Field(4, description="steps left out one after the other; one more ends the run")
     skipped_in_all: PositiveInt = Field(100, description="steps left out in the whole run; one more ends it")

@@ -1,4 +1,5 @@
-"""Between the gradient and the optimizer: a step whose loss or gradient is not finite moves no weight and no moment.
+"""Between the gradient and the optimizer: a step whose loss or gradient is not finite, or leaps, moves no weight and no
+moment.
 
 DeepSpeed calls the optimizer when it knows the gradient's norm, which it needs for clipping; so the look costs nothing,
 and the ranks need not agree: the loss and the norm are those of all of them.
@@ -16,15 +17,18 @@ from deepspeed.runtime.utils import clip_grad_norm_
 
 from blsp.engine_section import EngineSection
 
-_WINDOW, _FEWEST, _SIGMAS = 128, 64, 6.0
+_WINDOW, _FEWEST = 128, 64
+_SIGMAS = {"raise": 20.0, "skip": 6.0}
+_FAR = 2.0  # times the mean; a run does not end for less
 
 
 class Guard:
     """Lets the optimizer move in good steps only. Every rank has one, and all judge alike.
 
-    Under `skip` a step is bad, too, when its loss or gradient norm lies more than 6 standard deviations above the mean
-    of the last 128 steps that were taken; nothing is judged so before there are 64 of them. (OLMo-core's
-    SkipStepOptimizer; there the steps left out count as well.)
+    A step is bad, too, when its loss leaps away from those of the last 128 steps that were taken; nothing is judged so
+    before there are 64 of them. Under `skip` that is 6 standard deviations above their mean, and the gradient's norm is
+    judged alike (OLMo-core's SkipStepOptimizer; there the steps left out count as well). A run that ends costs more
+    than a step: under `raise` it is 20 and twice the mean, of the loss alone, for clipping takes care of a norm.
     """
 
     def __init__(self, section: EngineSection, engine: Any, optimizer: torch.optim.Optimizer) -> None:
@@ -51,7 +55,7 @@ class Guard:
             assert self._fault is not None
             return self._fault
         self.in_a_row = 0
-        if self._section.bad_step == "skip":
+        if self._section.leap_sigmas is not None:
             self._taken.append([loss, self.norm])
         return ""
 
@@ -78,27 +82,35 @@ class Guard:
             return {}
         return {"in_a_row": self.in_a_row, "in_all": self.in_all, "taken": list(self._taken)}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`. Raises LookupError, TypeError or ValueError when it is none."""
+    def restore(self, state: dict[str, Any], *, other_losses: bool = False) -> None:
+        """Go on from `state`; with `other_losses` than before there is nothing to compare those to come with. Raises
+        LookupError, TypeError or ValueError when it is no state."""
         if state:
             self.in_a_row, self.in_all = int(state["in_a_row"]), int(state["in_all"])
-            self._taken.extend([float(loss), float(norm)] for loss, norm in state["taken"])
+            taken = [[float(loss), float(norm)] for loss, norm in state["taken"]]
+            self._taken.extend([] if other_losses else taken)
 
     def _is_held(self) -> bool:
         if self._fault is None and not math.isfinite(self.norm):
             self._fault = "the gradient is not finite, though the loss is"
-        if self._fault is None and (leap := self._leap(1, self.norm)):
+        judged = self._section.bad_step == "skip"
+        if judged and self._fault is None and (leap := self._leap(1, self.norm)):
             self._fault = f"the gradient's norm, {leap}"
         return self._fault is not None
 
     def _leap(self, which: int, value: float) -> str:
-        if self._section.bad_step == "raise" or len(self._taken) < _FEWEST:
+        sigmas, policy = self._section.leap_sigmas, self._section.bad_step
+        if sigmas is None or len(self._taken) < _FEWEST:
             return ""
         before = [taken[which] for taken in self._taken]
-        mean, deviation = statistics.fmean(before), statistics.stdev(before)
-        if value <= mean + _SIGMAS * deviation:
+        mean = statistics.fmean(before)
+        if value <= (_FAR * mean if policy == "raise" else mean):  # nearly all; a deviation takes its time
             return ""
-        return f"{value:.4g}, leaps: in the last {len(before)} steps it was {mean:.4g} ± {deviation:.2g}"
+        deviation = statistics.stdev(before)
+        if value <= mean + (_SIGMAS[policy] if sigmas == "auto" else sigmas) * deviation:
+            return ""
+        usual = f"in the last {len(before)} steps it was {mean:.4g} ± {deviation:.2g}"
+        return f"{value:.4g}, leaps: {usual}, and engine.leap_sigmas is {sigmas}"
 
     def _clip(self) -> None:
         """DeepSpeed's own, which lets the norm go where it has neither ZeRO nor bfloat16."""

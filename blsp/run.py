@@ -316,7 +316,7 @@ def _take_place(run: Run, newest: Path, state: checkpoint_folder.TrainingState) 
     run.step = state.step
     try:
         run.best = None if state.best is None else Best(**state.best)
-        run.guard.restore(state.guard)
+        run.guard.restore(state.guard, other_losses=bool(run.accepted))
         if state.sums and not run.accepted:
             run.sums = torch.tensor(state.sums, dtype=torch.float64).view_as(run.sums)
     except (TypeError, ValueError, LookupError, RuntimeError) as error:

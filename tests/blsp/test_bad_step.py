@@ -20,6 +20,7 @@ pytestmark = pytest.mark.slow
 
 STEPS = 9
 SPOILED = [(2, 1, "gradient"), (3, 1, "loss"), (8, 0, "loss leaps"), (9, 1, "gradient leaps")]
+LEAPS = [(6, 0, "gradient leaps"), (8, 1, "loss leaps")]
 POISONED = (2, 3)
 KINDS = [(zero, dtype) for zero in range(4) for dtype in ("float32", "bfloat16")]
 
@@ -40,13 +41,19 @@ def skipping(world: World, name: str, **engine: Any) -> Recipe:
 @pytest.fixture(scope="module")
 def two_ranks(world: World) -> list[list[dict[str, Any]]]:
     """One that ends with its bad step; one that leaves such steps out, and that again stopped after two of them and
-    gone on with; one with more of them than it may have."""
+    gone on with; one with more of them than it may have. Then one that ends where its loss leaps, and not where its
+    gradient does, and that again stopped between and gone on with; one that lets them leap."""
     stopped = skipping(world, "stopped")
+    broken_off, unjudged = world.recipe("broken_off"), world.recipe("unjudged")
+    unjudged["engine"] = {**unjudged["engine"], "leap_sigmas": None}
     jobs = [
         job(world.recipe("raising"), spoil=[(3, 1, "loss")]),
         job(skipping(world, "skipping"), spoil=SPOILED),
         job(stopped, spoil=SPOILED, stop_in_step=3), job(stopped, spoil=SPOILED),
         job(skipping(world, "many", skipped_in_a_row=1), spoil=[(2, 0, "loss"), (4, 0, "loss"), (5, 1, "gradient")]),
+        job(world.recipe("leaping"), spoil=LEAPS),
+        job(broken_off, spoil=LEAPS, stop_in_step=6), job(broken_off, spoil=LEAPS),
+        job(unjudged, spoil=LEAPS),
     ]  # fmt: skip
     return trainings(world, 2, jobs)
 
@@ -144,8 +151,33 @@ def test_stopped_between_bad_steps_and_gone_on_with_equals_a_straight_run(world:
 def test_more_bad_steps_than_the_recipe_allows_end_the_run(world: World, two_ranks: Any) -> None:
     for results in two_ranks:
         assert results[4]["error"] == "BadStepError"
-        assert results[4]["message"].startswith("step 5: the gradient is not finite, though the loss is; no weight")
+        said = (
+            r"step 5: the gradient is not finite, though the loss is \(the dearest clip is \S+, on rank \d\); no weight"
+        )
+        assert re.match(said, results[4]["message"])
         assert "The run ends (engine.skipped_in_a_row = 1)" in results[4]["message"]
+
+
+def test_a_loss_that_leaps_ends_the_run_and_changes_nothing_and_a_gradients_leap_does_not(
+    world: World, two_ranks: Any
+) -> None:
+    for results in two_ranks:
+        assert results[5]["error"] == "BadStepError"
+        said = r"step 8: the loss, \d+, leaps: in the last 7 steps it was \S+ ± \S+, and engine.leap_sigmas is auto "
+        found = re.match(said + r"\(the dearest clip is (\S+), on rank 1\); no", results[5]["message"])
+        assert found is not None
+        told = json.loads((world.root / "leaping" / "failures" / "step-000008" / "rank-1.json").read_text())
+        assert told["clips"][0]["id"] == found[1]
+    assert [line["step"] for line in world.log("leaping")] == [1, 2, 3, 4, 5, 6, 7]
+    assert world.checkpoints("leaping")[-1] == "step-000007"
+    assert [result[8]["error"] for result in two_ranks] == [None, None]
+    assert len(world.log("unjudged")) == STEPS
+
+
+def test_a_resumed_run_judges_a_leap_by_the_steps_before(world: World, two_ranks: Any) -> None:
+    assert [result[6]["error"] for result in two_ranks] == ["Interrupted", "Interrupted"]
+    assert two_ranks[0][7]["message"] == two_ranks[0][5]["message"].replace("/leaping/", "/broken_off/")
+    assert world.log("broken_off") == world.log("leaping")
 
 
 @pytest.mark.parametrize("kind", KINDS)
