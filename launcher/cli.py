@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from launcher import cluster_verbs
 from launcher.arguments import Overrides, RecipeName
@@ -49,6 +49,17 @@ class _ShardGroup(TyperGroup):
             if nearest := difflib.get_close_matches(word, commands, n=1, cutoff=0.7):
                 what, _, _ = str(error).partition(";")
                 raise ValueError(f"{what}; the nearest command is `blsp shard {nearest[0]}`") from None
+
+
+class _ManifestCommand(TyperCommand):
+    """Its help ends with the corpora that there are; only then are their readers imported."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from shards.corpora.build import CORPORA
+
+        corpora = ", ".join(f"{name} ({corpus.title})" for name, corpus in CORPORA.items())
+        self.epilog = f"Corpora: {corpora}. What each needs: docs/corpora.md."
+        super().format_help(ctx, formatter)
 
 
 app = typer.Typer(
@@ -136,7 +147,7 @@ def validate(recipe: RecipeName, overrides: Overrides = None) -> None:
     print(to_yaml(load(recipe, overrides or []).model_dump(mode="json")), end="")
 
 
-@app.command()
+@app.command(cls=_ManifestCommand)
 def manifest(
     corpus: Annotated[str, typer.Argument(metavar="CORPUS", help="Its name, as `blsp manifest --help` lists them.")],
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="The corpus as it was unpacked: a folder, or a file.")],

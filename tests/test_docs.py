@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from shards.corpora.build import CORPORA
+from shards.sample import EMOTIONS
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
@@ -49,3 +52,33 @@ def test_every_promise_on_the_page_on_reliability_has_a_test() -> None:
         for row in page[head + 2 : page.index("", head)]:
             proof = row.rstrip(" |").rpartition(" | ")[2]
             assert re.search(r"`(tests/)?[\w/]*test_\w+\.py|the same", proof), row
+
+
+def corpora_page() -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Of docs/corpora.md the cells of each corpus's row, and the text of its section."""
+    page = (ROOT / "docs" / "corpora.md").read_text("utf-8")
+    rows = {
+        row[1]: [cell.strip() for cell in row[2].split("|")]
+        for row in re.finditer(r"^\| \[(\w+)\]\(#\1\) \|(.*)\|$", page, re.MULTILINE)
+    }
+    sections = re.split(r"^## (\w+)$", page, flags=re.MULTILINE)
+    return rows, dict(zip(sections[1::2], sections[2::2], strict=True))
+
+
+def test_the_page_on_corpora_lists_them_in_order() -> None:
+    rows, sections = corpora_page()
+    assert list(rows) == list(sections) == sorted(rows)
+    assert set(CORPORA) <= set(rows)
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_the_page_on_corpora_says_what_the_reader_does(name: str) -> None:
+    """Its command, its terms as they are recorded with every clip, and its emotions."""
+    rows, sections = corpora_page()
+    _, language, _, terms, emotions, _ = rows[name]
+    assert f"blsp manifest {name} " in sections[name]
+    if CORPORA[name].licence:
+        assert (terms, bool(language)) == (CORPORA[name].licence, True)
+    if found := CORPORA[name].official_emotions:
+        theirs = ", ".join(emotion for emotion in EMOTIONS if found.get(emotion))
+        assert emotions.replace("all five", ", ".join(EMOTIONS)) == theirs

@@ -52,6 +52,14 @@ def test_help_names_every_verb() -> None:
     assert str(app.info.help) in help_text
 
 
+def test_help_of_manifest_lists_every_corpus() -> None:
+    from shards.corpora.build import CORPORA
+
+    listed = " ".join(blsp("manifest", "--help").stdout.split())
+    for name, corpus in CORPORA.items():
+        assert f"{name} ({corpus.title})" in listed
+
+
 def test_ls_shows_every_recipe_with_its_command() -> None:
     listed = blsp("ls").stdout
     assert "stage1_whisper-large-v2_qwen2.5-7b blsp train" in " ".join(listed.split())
