@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from shards.audio import SAMPLE_RATE, load_audio
 from shards.corpora.build import CORPORA, ManifestCounts, build_manifest
 from shards.manifest import read_manifest
 from tests.shards.corpora.miniatures import Made, all_defects, miniature, names
@@ -43,6 +44,15 @@ def test_a_clean_corpus_is_kept_whole(name: str, tmp_path: Path) -> None:
             assert utterance.licence == CORPORA[name].licence
             assert utterance.language
             assert utterance.corpus == name
+
+
+@pytest.mark.parametrize("name", names())
+def test_what_a_clean_corpus_has_can_be_heard(name: str, tmp_path: Path) -> None:
+    made = miniature(name).make(tmp_path / "corpus")
+    build_manifest(name, made.root, tmp_path / "m.jsonl", subset=made.subset)
+    for utterance in read_manifest(tmp_path / "m.jsonl"):
+        for path, start_s, duration_s in utterance.spans:
+            assert len(load_audio(Path(path), start_s, duration_s)) >= 0.1 * SAMPLE_RATE
 
 
 @pytest.mark.parametrize(("name", "defect"), all_defects())
