@@ -49,18 +49,21 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-_OPTIONAL_NUMBER: tuple[type, ...] = (int, float, type(None))
+_NUMBERS = (int, float)
+_OPTIONAL_NUMBER: tuple[type, ...] = (*_NUMBERS, type(None))
 
 
 def _check_values(record: Message | Utterance) -> None:
     """Raises ValueError for half characters, numbers that are no seconds, or no span of audio."""
     for name, value in vars(record).items():
-        if isinstance(value, str) and not is_unicode(value):
-            raise ValueError(f"field {name!r} holds half a character (a lone surrogate): {value!r}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"field {name!r} must be a finite number, got {value}")
-        if isinstance(value, int | float) and value >= _LONGEST_S:
-            raise ValueError(f"field {name!r} must be below {_LONGEST_S:,.0f} seconds, got {str(value)[:20]}")
+        if isinstance(value, str):
+            if not is_unicode(value):
+                raise ValueError(f"field {name!r} holds half a character (a lone surrogate): {value!r}")
+        elif isinstance(value, _NUMBERS):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"field {name!r} must be a finite number, got {value}")
+            if value >= _LONGEST_S:
+                raise ValueError(f"field {name!r} must be below {_LONGEST_S:,.0f} seconds, got {str(value)[:20]}")
     if record.start_s < 0 or (record.duration_s is not None and record.duration_s <= 0):
         raise ValueError(f"start_s={record.start_s}, duration_s={record.duration_s} is not a span of audio")
 

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from shards.corpora import (
     aesdd,
@@ -121,11 +122,11 @@ def build_manifest(
         raise ValueError(f"{out}: a manifest's name ends in .jsonl")
     items = _items(corpus, root, subset)
     counts = ManifestCounts()
-    rejects: list[Reject] = []
-    with tempfile.TemporaryDirectory(prefix="blsp-manifest-") as scratch:
+    rejects_path = out.with_suffix(".rejects.jsonl")
+    with tempfile.TemporaryDirectory(prefix="blsp-manifest-") as scratch, _Rejects(Path(scratch)) as rejects:
         parts = [*_sorted_parts(_usable(items, text, rejects), Path(scratch))]
         texts = SplitTexts()
-        for utterance in _unique(parts, []) if disjoint_texts else ():
+        for utterance in _unique(parts, None) if disjoint_texts else ():
             texts.add(utterance)
 
         def kept() -> Iterator[Utterance]:
@@ -135,15 +136,39 @@ def build_manifest(
 
         if parts:
             write_sorted_manifest(out, kept())
-    counts.dropped.update(reject.reason for reject in rejects)
-    rejects_path = out.with_suffix(".rejects.jsonl")
-    write_rejects(rejects_path, rejects)
+        counts.dropped = rejects.reasons
+        write_rejects(rejects_path, rejects)
     if not counts.kept:
         reasons = ", ".join(f"{number} {reason}" for reason, number in counts.dropped.most_common())
         raise ValueError(
             f"{root}: no utterance could be kept ({reasons or 'there is nothing in it'}); see {rejects_path}"
         )
     return counts
+
+
+class _Rejects:
+    """Rejects in the order in which they come, counted by reason; they are kept on disk, for a corpus whose audio is
+    elsewhere has as many as utterances."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.reasons: Counter[str] = Counter()
+        self._file = (scratch / "rejects").open("w+", encoding="ascii")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def append(self, reject: Reject) -> None:
+        """One more."""
+        self.reasons[reject.reason] += 1
+        self._file.write(json.dumps([reject.source, reject.reason, reject.detail]) + "\n")
+
+    def __iter__(self) -> Iterator[Reject]:
+        self._file.seek(0)
+        for line in self._file:
+            yield Reject(*json.loads(line))
 
 
 def _items(corpus: str, root: Path, subset: str | None) -> Items:
@@ -162,7 +187,7 @@ def _items(corpus: str, root: Path, subset: str | None) -> Items:
     return found.read_subset(root, subset)
 
 
-def _usable(items: Items, text: TextStyle, rejects: list[Reject]) -> Iterator[Utterance]:
+def _usable(items: Items, text: TextStyle, rejects: _Rejects) -> Iterator[Utterance]:
     """The utterances that say something, their texts in one style; `rejects` get the others."""
     for item in items:
         if isinstance(item, Utterance):
@@ -191,19 +216,19 @@ def _read_part(path: Path) -> Iterator[Utterance]:
         yield from map(parse_utterance, file)
 
 
-def _unique(parts: Sequence[Path], rejects: list[Reject]) -> Iterator[Utterance]:
+def _unique(parts: Sequence[Path], rejects: _Rejects | None) -> Iterator[Utterance]:
     """The utterances in the order of their ids, without those whose id was there before: `rejects` get these."""
     first: Utterance | None = None
     for utterance in heapq.merge(*map(_read_part, parts), key=lambda utterance: utterance.id):
-        if first is not None and utterance.id == first.id:
-            detail = f"id {utterance.id!r} was already taken by {first.audio}"
-            rejects.append(Reject(utterance.audio, "duplicate_id", detail))
-        else:
+        if first is None or utterance.id != first.id:
             first = utterance
             yield utterance
+        elif rejects is not None:
+            detail = f"id {utterance.id!r} was already taken by {first.audio}"
+            rejects.append(Reject(utterance.audio, "duplicate_id", detail))
 
 
-def _left(utterances: Iterator[Utterance], owners: Owners, rejects: list[Reject]) -> Iterator[Utterance]:
+def _left(utterances: Iterator[Utterance], owners: Owners, rejects: _Rejects) -> Iterator[Utterance]:
     """Those whose text is not left to another split; `rejects` get the others."""
     for utterance in utterances:
         if other := owners.other(utterance):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 import unicodedata
 from array import array
 from collections import Counter
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from shards.sample import Utterance
 
+_NO_LETTERS = re.compile(r"[\W_]+")
 _PRECEDENCE = ("test", "dev")  # where they come first, training loses what they have too
 _LEAST_KEPT = 0.5  # of the clips of the split that loses most
 
@@ -36,8 +38,7 @@ class Overlap:
 
 def plain(text: str) -> str:
     """A text without case, accents' form, punctuation and spaces: what two transcripts of the same words agree in."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return "".join(character for character in folded if character.isalnum())
+    return _NO_LETTERS.sub("", unicodedata.normalize("NFKC", text).casefold())
 
 
 class SplitTexts:
@@ -101,6 +102,8 @@ class Owners:
 
     def other(self, utterance: Utterance) -> str | None:
         """The split that the utterance's text is left to, when that is not its own."""
+        if not self.of:
+            return None
         owner = self.of.get(_hash(utterance), _base(utterance))
         return None if owner == _base(utterance) else owner
 

@@ -192,3 +192,18 @@ def test_a_table_of_megabytes_is_read_in_a_part_of_its_size(tmp_path: Path) -> N
         tracemalloc.stop()
     assert size > 10e6
     assert peak < size / 10
+
+
+@pytest.mark.slow
+def test_a_corpus_of_nothing_but_rejects_is_not_kept_in_memory(tmp_path: Path) -> None:
+    (tmp_path / "mls_dutch" / "train").mkdir(parents=True)
+    with (tmp_path / "mls_dutch" / "train" / "transcripts.txt").open("w") as file:
+        file.writelines(f"1_2_{number:06d}\tja\n" for number in range(10_000))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="10000 missing_audio"):
+            build_manifest("mls", tmp_path, tmp_path / "m.jsonl")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1e6
