@@ -4,6 +4,7 @@ from setuptools import find_packages, setup
 
 AV = ["av>=18.1,<19"]
 CSD = ["h5py>=3.12,<4"]
+OPENAI = ["openai>=2.25,<4"]
 S3 = ["aiohttp>=3.11,<4", "botocore>=1.36,<2", "fsspec>=2025.3", "s3fs>=2025.3"]
 
 setup(
@@ -44,10 +45,13 @@ setup(
         "bench": ["lhotse>=1.33,<2"],
         "csd": CSD,  # labels of CMU-MOSEI as its SDK keeps them
         "miniature": ["espeakng-loader>=0.2.4,<0.3"],
+        "openai": OPENAI,
         "s3": S3,
+        "vllm": ["vllm>=0.30,<0.34"],
         "dev": [
             *AV,
             *CSD,
+            *OPENAI,
             *S3,
             "flask>=3,<4",  # moto's server
             "flask-cors>=6,<7",

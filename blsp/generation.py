@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from blsp.lora import LoraGate
-from shards.prompts import ChatTemplate
+from shards.prompts import ChatTemplate, in_language
 
 HEARD = -1  # among token ids: here stands one embedding of speech
 _READERS_OF_IDS = (
@@ -109,12 +109,25 @@ class Answering(nn.Module, ABC):
             ids: Tensor = llm.generate(inputs_embeds=embeddings, attention_mask=asked.attention_mask, **more)
         return ids
 
-    def generate(self, waveforms: list[NDArray[np.int16]], prompt: str, max_new_tokens: int) -> list[str]:
-        """Greedy answers to clips (int16, 16 kHz mono) under one prompt, as one left-padded batch."""
+    def generate(
+        self,
+        waveforms: Sequence[NDArray[np.int16]],
+        prompt: str,
+        max_new_tokens: int,
+        languages: Sequence[str | None] | None = None,
+    ) -> list[str]:
+        """Greedy answers to clips (int16, 16 kHz mono) under one prompt, which each is asked in its language; those of
+        one language as one left-padded batch."""
         template = self.template
-        before, after = template.prefix(prompt), template.suffix()
-        answers = self.generate_ids(waveforms, before, after, max_new_tokens, template.end_of_turn_id)
-        return [template.decode(ids) for ids in answers]
+        told = [in_language(prompt, language) for language in languages or [None] * len(waveforms)]
+        answers = [""] * len(waveforms)
+        for each in dict.fromkeys(told):
+            places = [place for place, its in enumerate(told) if its == each]
+            before, after, clips = template.prefix(each), template.suffix(), [waveforms[place] for place in places]
+            written = self.generate_ids(clips, before, after, max_new_tokens, template.end_of_turn_id)
+            for place, ids in zip(places, written, strict=True):
+                answers[place] = template.decode(ids)
+        return answers
 
     @torch.inference_mode()
     def generate_ids(

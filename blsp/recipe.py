@@ -18,7 +18,9 @@ from blsp.engine_section import EngineSection
 from blsp.section import FilePath, Listed, Location, NonEmpty, Pair, Problem, Section, Text
 from blsp.slurm_section import SlurmSection
 from blsp.supervision_section import SupervisionSection
+from blsp.writer_section import OpenAIWriterSection, WriterSection
 from shards.prompts import SAME_PROMPT
+from shards.sets.store import is_url
 from shards.targets.filters import FILTERS, FilterName
 
 Module = Literal["adapter", "encoder", "encoder_lora", "lora", "classifier"]
@@ -248,31 +250,6 @@ class TrainRecipe(Section):
                 )
 
 
-class TeacherSection(Section):
-    top_k: PositiveInt = Field(32, description="likeliest tokens kept of each distribution; 6 bytes each")
-    temperatures: NonEmpty[PositiveFloat] = Field(
-        (1.0, 2.0), description="what stage.kl_temperature may then be; 1 is among them, for the log"
-    )
-
-    def problems(self) -> Iterator[Problem]:
-        if 1 not in self.temperatures:
-            yield ("temperatures",), f"{list(self.temperatures)} must hold 1, at which training logs its loss; add it"
-
-
-class WriterSection(Section):
-    llm: Text = Field(description="the chat LLM that writes the continuations: a folder or a hub id")
-    revision: str | None = Field(None, description="hub revision; null for the newest")
-    prompt: Literal["continue", "continue_emotion", "reply", "reply_emotion"] = Field(
-        description="continue: the words alone (stage 1); continue_emotion: the LLM also sees the label (stage 2); "
-        "reply, reply_emotion: the same with an answer in place of a continuation, for conversations"
-    )
-    max_new_tokens: PositiveInt = Field(48, description="a longer continuation is cut and teaches no end of turn")
-    batch_size: PositiveInt = Field(32, description="utterances per generation batch")
-    teacher: TeacherSection | None = Field(
-        None, description="keep what the LLM predicts at each response token in the shards; null for not"
-    )
-
-
 class FiltersSection(Section):
     drop: Listed[FilterName] = Field(
         FILTERS, description="continuations that are left out; the report counts those that are not named here"
@@ -307,6 +284,15 @@ class ShardRecipe(Section):
             yield ("base",), "the clips come from manifests or from a base; remove one of them"
         if not self.manifests and self.base is None:
             yield ("manifests",), "name at least one manifest, or a shard set as base"
+        if isinstance(self.writer, OpenAIWriterSection):
+            if self.llm_actors > 1:
+                yield ("llm_actors",), "one process asks an endpoint, as fast as writer.concurrency allows; set it to 1"
+            if is_url(self.out) and self.writer.cache is None:
+                yield (
+                    ("writer", "cache"),
+                    "what an endpoint has answered is paid for: name a folder, since nothing can be appended to in a "
+                    "bucket",
+                )
 
 
 class TextSystem(Section):

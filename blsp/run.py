@@ -250,6 +250,7 @@ def _collator(recipe: TrainRecipe, model: SpeechLM, shard_set: ShardSet) -> Coll
         tasks={str(name): share for name, share in recipe.stage.prompts.items()},
         with_teacher="kl" in recipe.stage.losses and recipe.stage.teacher == "live",
         cached=_cached_teacher(recipe, model, shard_set),
+        languages=shard_set.languages,
     )
 
 
@@ -258,7 +259,7 @@ def _cached_teacher(recipe: TrainRecipe, model: SpeechLM, shard_set: ShardSet) -
         return None
     revision = getattr(model.llm.config, "_commit_hash", None) or recipe.model.revision  # as the writer names itself
     llm = model_fingerprint(recipe.model.llm, revision)
-    return cached_teacher(shard_set, llm, model.template.fingerprint, recipe.stage.kl_temperature)
+    return cached_teacher(shard_set, llm, model.template.wording, recipe.stage.kl_temperature)
 
 
 def _total_steps(recipe: TrainRecipe, plan: Plan) -> int:

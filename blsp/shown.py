@@ -14,6 +14,7 @@ from blsp.model import SpeechLM
 from blsp.together import together
 from shards.audio import SAMPLE_RATE
 from shards.batches.collate import Collator
+from shards.prompts import language_of
 from shards.sample import EMOTIONS
 from shards.sets.shard_set import CorruptSample, Sample, ShardSet
 
@@ -33,7 +34,8 @@ class Shown:
         """The model's own continuations. Every rank calls it: together they hold the weights."""
         if not self.samples:
             return []
-        return model.generate([sample.waveform for sample in self.samples], self._prompt, _NEW_TOKENS)
+        languages = [language_of(sample.continuation.prompt) for sample in self.samples]
+        return model.generate([sample.waveform for sample in self.samples], self._prompt, _NEW_TOKENS, languages)
 
     def write(self, writer: SummaryWriter, step: int, answers: Sequence[str], first: bool) -> None:
         """Put them into TensorBoard; what does not change only the first time."""

@@ -12,6 +12,7 @@ from rich.table import Table
 from blsp.recipe import ShardRecipe
 from launcher.errors import BEGINS_ANEW, on_ctrl_c
 from launcher.progress import Progress
+from launcher.shard_job import shard_job
 from shards.sample import EMOTIONS
 
 if TYPE_CHECKING:
@@ -69,27 +70,8 @@ def shard(recipe: ShardRecipe) -> None:
     """Writes the shard set, or what is missing of it, and prints what became of the clips."""
     from shards.pipeline import job as jobs
     from shards.pipeline.run import write_shards
-    from shards.sets.teacher import TeacherSpec
-    from shards.targets.filters import Filters
 
-    asked = recipe.writer.teacher
-    job = jobs.ShardJob(
-        manifests=recipe.manifests,
-        base=recipe.base,
-        splits=recipe.splits,
-        out=recipe.out,
-        llm=recipe.writer.llm,
-        revision=recipe.writer.revision,
-        prompt=recipe.writer.prompt,
-        max_new_tokens=recipe.writer.max_new_tokens,
-        batch_size=recipe.writer.batch_size,
-        teacher=None if asked is None else TeacherSpec(asked.top_k, asked.temperatures),
-        filters=Filters(recipe.filters.drop, recipe.filters.min_gain),
-        clips_per_shard=recipe.clips_per_shard,
-        cpu_actors=recipe.cpu_actors,
-        llm_actors=recipe.llm_actors,
-        ray_address=recipe.ray_address,
-    )
+    job, who = shard_job(recipe)
 
     def show(state: jobs.Progress) -> None:
         speed = state.speed
@@ -98,6 +80,7 @@ def shard(recipe: ShardRecipe) -> None:
         progress.update("clips", state.done, state.total, note)
 
     with Progress() as progress:
+        progress.print(who)
         summary = write_shards(job, show)
     print_counts(
         [

@@ -14,6 +14,7 @@ from blsp.estimate.workload import CLIP_S, WORD_TOKENS_PER_S, read_workload
 from blsp.estimate.writing import refuse_what_does_not_fit as refuse_what_cannot_write
 from blsp.estimate.writing import writing
 from blsp.recipe import ShardRecipe, TrainRecipe
+from blsp.writer_section import OpenAIWriterSection
 from cluster.choice import best, choose
 from cluster.forecast import COUNTS
 from cluster.machines import FABRICS, GPUS, GPUS_PER_HOST
@@ -31,7 +32,13 @@ def run(recipe: TrainRecipe | ShardRecipe, gpus: int | None, gpu_name: str, fabr
     formula for."""
     gpu, fabric = _named(GPUS, gpu_name, "--gpu"), _named(FABRICS, fabric_name, "--fabric")
     if isinstance(recipe, ShardRecipe):
-        llm, writer = read_llm(recipe.writer.llm, recipe.writer.revision, "writer.llm"), recipe.writer
+        writer = recipe.writer
+        if isinstance(writer, OpenAIWriterSection):
+            raise ValueError(
+                f"writer.backend: {writer.llm} is computed by others, at {writer.url}; `blsp shard` says what it will "
+                "cost before the first request"
+            )
+        llm = read_llm(writer.llm, writer.revision, "writer.llm")
         made = writing(llm, gpu, CLIP_S * WORD_TOKENS_PER_S, writer.batch_size, writer.max_new_tokens)
         refuse_what_cannot_write(made, writer.batch_size, writer.llm, gpu)
         Report(gpu, fabric).writing(made, writer.batch_size, writer.max_new_tokens, None, CLIP_S)

@@ -1,16 +1,18 @@
 """Every wording, and the one seam to a chat template.
 
 The writer of continuations, the trainer, the evaluator and the chat all import from here, so that none can drift from
-the others. English strings are the authors' own (cwang621/blsp-emo, README). A transcript is always encoded with
-special tokens split into plain characters: it cannot open or close a turn.
+the others. English strings are the authors' own (cwang621/blsp-emo, README); the Chinese ones are ours, for theirs are
+not published. A transcript is always encoded with special tokens split into plain characters: it cannot open or close a
+turn.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,8 @@ PLAIN_SYSTEM = "You are a helpful assistant."
 EMPATHY_SYSTEM = (
     "You are a helpful assistant. Your response should fulfill requests with empathy toward user's emotion tone."
 )
+_PLAIN_SYSTEM_ZH = "你是一个乐于助人的助手。"
+_EMPATHY_SYSTEM_ZH = "你是一个乐于助人的助手。请体会用户的情感语气，以同理心回应用户的请求。"
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Prompt:
     instruction: str
 
 
-PROMPTS = {
+_ENGLISH = {
     "continue": Prompt(PLAIN_SYSTEM, "Continue the following sentence in a coherent style: "),
     "continue_emotion": Prompt(
         EMPATHY_SYSTEM,
@@ -53,6 +57,24 @@ PROMPTS = {
     "reply": Prompt(PLAIN_SYSTEM, ""),
     "reply_emotion": Prompt(EMPATHY_SYSTEM, "Answer the following, which is said in a '{emotion}' emotion tone: "),
 }
+_CHINESE = {
+    "continue": Prompt(_PLAIN_SYSTEM_ZH, "请以连贯的风格续写下面的句子："),
+    "continue_emotion": Prompt(_EMPATHY_SYSTEM_ZH, "下面的句子带有“{emotion}”的情感语气，请以连贯的风格续写："),
+    "continue_tone": Prompt(_EMPATHY_SYSTEM_ZH, "请根据下面的句子所传达的情感语气，以连贯的风格续写："),
+    "identify": Prompt(
+        _PLAIN_SYSTEM_ZH,
+        "请识别下面这段语音的情感语气，从以下选项中选择一个英文单词作答：neutral（中性）、sad（悲伤）、angry（愤怒）、"
+        "happy（高兴）或 surprise（惊讶）。\n\n语音：",
+    ),
+    "chat": Prompt(_EMPATHY_SYSTEM_ZH, ""),
+    "reply": Prompt(_PLAIN_SYSTEM_ZH, ""),
+    "reply_emotion": Prompt(_EMPATHY_SYSTEM_ZH, "请回答下面的话，说话人的情感语气是“{emotion}”："),
+}
+_ZH = "_zh"  # behind the name of a prompt: the same in Chinese. A record's prompt says in which language it was
+PROMPTS = {**_ENGLISH, **{name + _ZH: prompt for name, prompt in _CHINESE.items()}}
+LANGUAGES = ("en", "zh")
+_CHINESE_EMOTIONS = dict(zip(EMOTIONS, ("中性", "高兴", "愤怒", "悲伤", "惊讶"), strict=True))
+_CHINESE_CODES = {"zh", "cmn", "chinese", "mandarin"}
 
 # The prompt under which a continuation is learnt from speech. The writer of stage-2 targets sees the label; the
 # model that learns them never does. Under the last two the LLM answers in place of going on: conversations.
@@ -71,6 +93,46 @@ _TODAY = time.strptime("2024-07-26", "%Y-%m-%d")
 
 _SLOT = "\u241fspeech\u241f"
 _MAX_TEMPLATE, _MAX_RENDERED = 2**18, 2**20  # characters; the longest templates of chat LLMs have some 20,000
+
+
+def written_for(task: str) -> list[str]:
+    """The prompts whose continuations are trained under a task."""
+    return [writing for writing, trained in TRAINED_UNDER.items() if trained == task]
+
+
+def in_language(prompt: str, language: str | None) -> str:
+    """The prompt in the language of an utterance (a code such as 'zh-CN', None for unknown): Chinese in Chinese, all
+    others in English."""
+    code = re.split("[-_]", language.lower())[0] if language else ""
+    return prompt + _ZH if code in _CHINESE_CODES else prompt
+
+
+def language_of(prompt: str) -> str:
+    """One of LANGUAGES."""
+    return "zh" if prompt.endswith(_ZH) else "en"
+
+
+def emotion_name(emotion: str, language: str) -> str:
+    """How prompts of one of LANGUAGES name one of EMOTIONS. Answers to `identify` are EMOTIONS in each."""
+    return _CHINESE_EMOTIONS[emotion] if language == "zh" else emotion
+
+
+def chat_messages(prompt: str, emotion: str | None, texts: Sequence[str]) -> list[dict[str, str]]:
+    """System message and turns of a conversation whose turns say `texts`, the instruction before the last. `emotion`
+    fills its placeholder."""
+    wording, language = PROMPTS[prompt], language_of(prompt)
+    instruction = wording.instruction
+    if emotion:
+        instruction = instruction.format(emotion=emotion_name(emotion, language))
+    contents = [*texts[:-1], instruction + texts[-1]]
+    turns = [{"role": ROLES[i % 2], "content": content} for i, content in enumerate(contents)]
+    return [{"role": "system", "content": wording.system}, *turns]
+
+
+def wordings_fingerprint() -> str:
+    """16 hex digits that change with any wording: for those who are shown words and not ids."""
+    content = [[name, prompt.system, prompt.instruction] for name, prompt in PROMPTS.items()]
+    return hashlib.blake2b(json.dumps([content, _CHINESE_EMOTIONS]).encode(), digest_size=8).hexdigest()
 
 
 class ChatTemplate:
@@ -104,14 +166,11 @@ class ChatTemplate:
         return behind[0] if ends else None
 
     def _split(self, prompt: str, emotion: str | None, num_earlier: int) -> list[str]:
-        wording = PROMPTS[prompt]
-        instruction = wording.instruction.format(emotion=emotion) if emotion else wording.instruction
-        contents = [_SLOT] * num_earlier + [instruction + _SLOT]
-        turns = [{"role": ROLES[i % 2], "content": content} for i, content in enumerate(contents)]
-        rendered = self._render([{"role": "system", "content": wording.system}, *turns])
-        if rendered is None or wording.system not in rendered:
+        system, *turns = chat_messages(prompt, emotion, [_SLOT] * (num_earlier + 1))
+        rendered = self._render([system, *turns])
+        if rendered is None or system["content"] not in rendered:
             # Mistral 7B's template knows no system turn: its words open the user's.
-            turns[0]["content"] = f"{wording.system}\n\n{contents[0]}"
+            turns[0]["content"] = f"{system['content']}\n\n{turns[0]['content']}"
             rendered = self._render(turns)
         pieces = (rendered or "").split(_SLOT)
         if len(pieces) != len(turns) + 1:
@@ -201,13 +260,22 @@ class ChatTemplate:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that change when the vocabulary, the chat template or any wording changes."""
-        prefixes = {name: self.prefix(name, EMOTIONS[0] if "{emotion}" in p.instruction else None)
-                    for name, p in PROMPTS.items()}  # fmt: skip
+        """16 hex digits that change when the vocabulary, the chat template or any English wording changes."""
         vocabulary = sorted(self.tokenizer.get_vocab().items())
-        named = [prompt.instruction for prompt in PROMPTS.values() if "{emotion}" in prompt.instruction]
+        named = [prompt.instruction for prompt in _ENGLISH.values() if "{emotion}" in prompt.instruction]
         turns = self._render([{"role": role, "content": _SLOT} for role in (*ROLES, ROLES[0])])
-        content: list[Any] = [prefixes, self.suffix(), vocabulary, named, turns]
+        content: list[Any] = [self._prefixes(_ENGLISH), self.suffix(), vocabulary, named, turns]
         if self.end_of_turn_id != self.tokenizer.eos_token_id:
             content.append(self.end_of_turn_id)
         return hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
+
+    @cached_property
+    def wording(self) -> str:
+        """`fingerprint`, a dot, and 8 hex digits that change when any Chinese wording changes. Sets that were written
+        before there were any have the first alone."""
+        content = [self._prefixes(name + _ZH for name in _CHINESE), _CHINESE_EMOTIONS]
+        return f"{self.fingerprint}.{hashlib.blake2b(json.dumps(content).encode(), digest_size=4).hexdigest()}"
+
+    def _prefixes(self, prompts: Iterable[str]) -> dict[str, list[int]]:
+        told = {name: EMOTIONS[0] if "{emotion}" in PROMPTS[name].instruction else None for name in prompts}
+        return {name: self.prefix(name, emotion) for name, emotion in told.items()}

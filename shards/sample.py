@@ -226,9 +226,9 @@ class Utterance:
 class Continuation:
     """What the LLM wrote for an utterance.
 
-    `prompt` is a key of `shards.prompts.PROMPTS`. `finished` is False when the token limit cut the text: then no end
-    of turn is supervised. `writer` names model, revision, prompt hash and sampling. `gain` is how much emotion the text
-    carries (`shards.targets.gain`), in nats per token, where that was measured.
+    `prompt` is a key of `shards.prompts.PROMPTS`, and says the language. `finished` is False when the token limit cut
+    the text: then no end of turn is supervised. `writer` names model, revision, prompt hash and sampling. `gain` is how
+    much emotion the text carries (`shards.targets.gain`), in nats per token, where that was measured.
     """
 
     prompt: str

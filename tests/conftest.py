@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from shards.prompts import PROMPTS
+from shards.prompts import PROMPTS, language_of
 
 # A test run in the background inherits that Ctrl-C is ignored, and would hand it on to every process that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -35,7 +35,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    texts = [text for prompt in PROMPTS.values() for text in (prompt.system, prompt.instruction)]
+    english = [prompt for name, prompt in PROMPTS.items() if language_of(name) == "en"]
+    texts = [text for prompt in english for text in (prompt.system, prompt.instruction)]
     trainer = trainers.BpeTrainer(
         vocab_size=500,
         special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],

@@ -38,6 +38,7 @@ ALLOWED = {
     "fsspec": {"shards.sets.object_store"},
     "h5py": {"shards.corpora.mosei"},
     "ijson": {"shards.corpora.recordings"},
+    "openai": {"shards.writers.with_openai"},
     "peft": {"blsp.lora"},
     "pydantic": {
         "blsp.data_section",
@@ -46,6 +47,7 @@ ALLOWED = {
         "blsp.section",
         "blsp.slurm_section",
         "blsp.supervision_section",
+        "blsp.writer_section",
         "launcher.recipe_files",
     },
     "ray": {"cluster.ray_actors", "cluster.ray_session"},
@@ -53,6 +55,7 @@ ALLOWED = {
     "sklearn": {"blsp.evaluate.systems"},
     "tensorboard": {"blsp.shown", "blsp.tracking", "blsp.validate"},
     "typer": {"launcher.arguments", "launcher.cli", "launcher.cluster_verbs"},
+    "vllm": {"shards.writers.with_vllm"},
     "webdataset": set(),  # for tests and benchmarks
 }
 MAX_FILE_LINES = 400

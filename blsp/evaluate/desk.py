@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from blsp.evaluate.asr import open_recogniser
 from blsp.hf.convert import load_model
 from shards.audio import load_audio
-from shards.sample import EMOTIONS, Utterance
+from shards.sample import EMOTIONS, Continuation, Utterance
 from shards.writers.protocol import Request
 from shards.writers.with_transformers import TransformersWriter
 
@@ -58,13 +58,15 @@ class Desk:
         question = chunk.question
         if question.what == "write":
             requests = cast(Sequence[Request], chunk.items)
-            return [written.text for written in self._writer(question.model).write(requests)]
+            written = self._writer(question.model).write(requests)
+            return [answer.text if isinstance(answer, Continuation) else "" for answer in written]
         waveforms = [waveform(clip) for clip in cast(Sequence[Utterance], chunk.items)]
         model = self._hearing(question)
         if question.what == "transcribe":
             texts: list[str] = model.transcribe(waveforms)
         elif question.what == "respond":
-            texts = model.generate(waveforms, question.prompt, self._max_new_tokens)
+            languages = [clip.language for clip in cast(Sequence[Utterance], chunk.items)]
+            texts = model.generate(waveforms, question.prompt, self._max_new_tokens, languages)
         else:
             texts = [EMOTIONS[place] for place in model.classify(waveforms).argmax(axis=1)]
         assert len(texts) == len(chunk.items)

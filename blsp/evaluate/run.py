@@ -25,6 +25,7 @@ from blsp.provenance import versions
 from blsp.recipe import EvalRecipe, SpeechSystem
 from cluster.lock import folder_lock
 from shards.audio import AudioError
+from shards.prompts import in_language
 from shards.sample import EMOTIONS, Utterance
 from shards.writers.protocol import Request
 
@@ -77,9 +78,15 @@ def _evaluate(recipe: EvalRecipe, on_progress: Progress, over_ray: bool) -> dict
 
 def write_references(llm: TextLLM, clips: Sequence[Utterance]) -> dict[str, References]:
     """The LLM's own continuations of each distinct transcript: plain, and told each of the five emotions."""
+    languages = {clip.text: clip.language for clip in reversed(clips)}
     texts = list(dict.fromkeys(clip.text for clip in clips))
-    told = [Request(text, emotion, "continue_emotion") for text in texts for emotion in EMOTIONS]
-    answers = iter(llm.answer("references", [*(Request(text, None, PLAIN) for text in texts), *told]))
+    told = [
+        Request(text, emotion, in_language("continue_emotion", languages[text]))
+        for text in texts
+        for emotion in EMOTIONS
+    ]
+    plainly = [Request(text, None, in_language(PLAIN, languages[text])) for text in texts]
+    answers = iter(llm.answer("references", [*plainly, *told]))
     plain = {text: next(answers) for text in texts}
     return {text: References(plain[text], {emotion: next(answers) for emotion in EMOTIONS}) for text in texts}
 

@@ -26,6 +26,7 @@ from blsp.features import AudioWindow, log_mel
 from blsp.hf.convert import is_transformers_folder
 from cluster.json_files import read_object
 from shards.manifest import none_of_split, read_manifest
+from shards.prompts import in_language
 from shards.sample import Utterance
 from shards.writers.fingerprint import model_fingerprint
 from shards.writers.protocol import Request
@@ -80,10 +81,11 @@ class TextLLM:
             self._answers.update(zip(new, texts, strict=True))
         return [self._answers[request] for request in requests]
 
-    def answer_all(self, name: str, texts: Sequence[str]) -> list[list[str]]:
-        """What a system that only reads says to each text under each of the three prompts."""
-        prompts = (PLAIN, TONE, LABEL)
-        answers = self.answer(name, [Request(text, None, prompt) for prompt in prompts for text in texts])
+    def answer_all(self, name: str, clips: Sequence[Utterance], texts: Sequence[str]) -> list[list[str]]:
+        """What a system that only reads says to each clip's text under each of the three prompts, in its language."""
+        prompts, read = (PLAIN, TONE, LABEL), list(zip(clips, texts, strict=True))
+        asked = [Request(text, None, in_language(prompt, clip.language)) for prompt in prompts for clip, text in read]
+        answers = self.answer(name, asked)
         return [answers[place * len(texts) :][: len(texts)] for place in range(len(prompts))]
 
 
@@ -94,7 +96,7 @@ class TextSystem:
         self.name, self._llm = name, llm
 
     def answer(self, clips: Sequence[Utterance]) -> Answers:
-        plain, tone, label = self._llm.answer_all(self.name, [clip.text for clip in clips])
+        plain, tone, label = self._llm.answer_all(self.name, clips, [clip.text for clip in clips])
         return Answers(plain=plain, tone=tone, label=label)
 
 
@@ -107,7 +109,7 @@ class CascadeSystem:
 
     def answer(self, clips: Sequence[Utterance]) -> Answers:
         (heard,) = self._ask(f"{self.name} hears", [(Question("transcribe", self._recogniser), clips)])
-        plain, tone, label = self._llm.answer_all(self.name, heard)
+        plain, tone, label = self._llm.answer_all(self.name, clips, heard)
         return Answers(plain=plain, tone=tone, label=label, heard=heard)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from shards.audio import SAMPLE_RATE
 from shards.batches.sizes import Sizes
-from shards.prompts import PROMPTS, REPLAYED, TRAINED_UNDER, ChatTemplate
+from shards.prompts import PROMPTS, REPLAYED, TRAINED_UNDER, ChatTemplate, in_language, language_of, written_for
 from shards.sample import EMOTIONS
 from shards.sets.cached_teacher import CachedTeacher
 from shards.sets.shard_set import CorruptSample, Sample
@@ -113,8 +113,10 @@ class Collator:
         tasks: Mapping[str, float],
         with_teacher: bool,
         cached: CachedTeacher | None = None,
+        languages: Sequence[str] = ("en",),
     ) -> None:
-        """`with_teacher` packs what a live teacher reads, `cached` what the shards hold of the teacher's predictions.
+        """`with_teacher` packs what a live teacher reads, `cached` what the shards hold of the teacher's predictions;
+        `languages` are those of the prompts that the continuations were written under, and are trained under.
 
         Raises ValueError for an unknown task, a share that is not positive, or a teacher of label prompts.
         """
@@ -129,6 +131,7 @@ class Collator:
         self._shares = np.cumsum([tasks[task] for task in self.tasks]) / sum(tasks.values())
         self._num_speech_tokens = num_speech_tokens
         self._with_teacher = with_teacher
+        self._languages = tuple(languages)
         self.cached = cached
 
     def task(self, id_hash: int, seed: int, epoch: int) -> str:
@@ -164,16 +167,28 @@ class Collator:
         for task, mine in (*((task, ~again) for task in self.tasks), (REPLAYED, again)):
             response = np.full_like(written, label) if task == "identify" else written
             responses[mine] = np.maximum(responses, response)[mine]
-            needed = self._around(task, None, counts) + slots + response
+            needed = self._most_around(task, None, counts) + slots + response
             tokens[mine] = np.maximum(tokens, needed)[mine]
-            for prompt in (prompt for prompt, under in TRAINED_UNDER.items() if under == task and self._with_teacher):
-                around = np.max([self._around(prompt, emotion, counts) for emotion in EMOTIONS], 0)
+            for prompt in written_for(task) if self._with_teacher else ():
+                around = np.max([self._most_around(prompt, emotion, counts) for emotion in EMOTIONS], 0)
                 needed = around + counts["num_text_tokens"] + written
                 teacher_tokens[mine] = np.maximum(teacher_tokens, needed)[mine]
         tasks = {*self.tasks, REPLAYED} if again.any() else {*self.tasks}
         numbers = np.unique(counts["num_earlier"]).tolist()
-        prefixes = {tuple(template.around(task, None, number)[0]) for task in tasks for number in numbers}
+        prefixes = {
+            tuple(template.around(told, None, number)[0])
+            for task in tasks for told in self._told(task) for number in numbers
+        }  # fmt: skip
         return Sizes(heard, tokens, teacher_tokens, responses, sum(map(len, prefixes)))
+
+    def _told(self, prompt: str) -> list[str]:
+        """A prompt in each of the languages."""
+        return [in_language(prompt, language) for language in self._languages]
+
+    def _most_around(self, prompt: str, emotion: str | None, counts: NDArray[np.void]) -> NDArray[np.int64]:
+        """In whichever language it is the most."""
+        around: NDArray[np.int64] = np.max([self._around(told, emotion, counts) for told in self._told(prompt)], 0)
+        return around
 
     def _around(self, prompt: str, emotion: str | None, counts: NDArray[np.void]) -> NDArray[np.int64]:
         """How many ids of each sample from its first turn's content on are neither content of a turn nor response."""
@@ -311,15 +326,16 @@ class Collator:
             context = template.context(task, None, [[]])
             return _Sequence(student, slots, context, [template.end_of_turn_id], (prefix, prefix))
         utterance, continuation = sample.utterance, sample.continuation
+        language = language_of(continuation.prompt)
         response, *turns = encoded
         heard = iter([self._num_speech_tokens(len(clip)) for clip in sample.clips])
         is_speech = [message.audio is not None for message in utterance.messages] + [True]
         contents = [next(heard) if speech else words for speech, words in zip(is_speech, turns, strict=True)]
-        student, slots, prefix = self._student(task, contents)
+        student, slots, prefix = self._student(in_language(task, language), contents)
         if task == "identify":
             assert utterance.emotion is not None
             return _Sequence(student, slots, [], self.label_response(utterance.emotion), (prefix, 0))
-        if TRAINED_UNDER.get(continuation.prompt) != task:
+        if all(in_language(writing, language) != continuation.prompt for writing in written_for(task)):
             raise ValueError(
                 f"{utterance.id}: its continuation was written under {continuation.prompt!r}, not for {task!r}"
             )

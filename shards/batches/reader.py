@@ -24,7 +24,7 @@ from shards.batches.augment import Augment
 from shards.batches.collate import FILLER_ID, Batch, Collator
 from shards.batches.loading import Loading
 from shards.batches.plan import Plan
-from shards.prompts import REPLAYED, TRAINED_UNDER
+from shards.prompts import REPLAYED, TRAINED_UNDER, written_for
 from shards.sample import EMOTIONS
 from shards.sets.shard_set import CorruptSample, Sample, ShardSet, no_continuations
 from shards.sets.tokens import token_counts
@@ -178,7 +178,7 @@ def _check_tasks(shard_set: ShardSet, collator: Collator) -> None:
     trained = TRAINED_UNDER[shard_set.prompt]
     for task in collator.tasks:
         if task not in (trained, "identify"):
-            writing = next(prompt for prompt, under in TRAINED_UNDER.items() if under == task)
+            writing = written_for(task)[0]
             raise ValueError(
                 f"{shard_set.url}: its continuations were written under {shard_set.prompt!r} and train {trained!r}, "
                 f"not {task!r}; make shards with writer.prompt={writing}, or train {trained!r}"

@@ -11,8 +11,9 @@ from typing import Any
 
 from cluster.ray_actors import Actors, Words, ray_actors
 from shards.decoder import Decoder
+from shards.pipeline.answers import Answers, answer
 from shards.pipeline.job import ShardJob
-from shards.pipeline.tasks import Answers, Commit, Task, answer, write_task
+from shards.pipeline.tasks import Commit, Task, write_task
 from shards.sets.store import open_store
 from shards.writers.protocol import Writer
 

@@ -13,12 +13,15 @@ from shards.pipeline.tasks import Task
 from shards.prompts import TRAINED_UNDER
 from shards.sets.teacher import TeacherSpec
 from shards.targets.filters import ALL_FILTERS, Filters
+from shards.writers.choice import BACKENDS, llm_version
+from shards.writers.endpoint import Endpoint
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardJob:
     """What to make, of the `splits` of manifests or of the shard set `base`. `cpu_actors=None` is one per core;
-    `ray_address=None` starts Ray on this machine."""
+    `ray_address=None` starts Ray on this machine. `backend` is one of `shards.writers.choice.BACKENDS`, `endpoint`
+    where 'openai' writes, `cache` a folder for what the LLM has written."""
 
     out: str | Path
     llm: str
@@ -31,6 +34,9 @@ class ShardJob:
     batch_size: int = 32
     teacher: TeacherSpec | None = None
     filters: Filters = ALL_FILTERS
+    backend: str = "transformers"
+    endpoint: Endpoint | None = None
+    cache: Path | None = None
     clips_per_shard: int = 1000
     cpu_actors: int | None = None
     llm_actors: int = 1
@@ -41,16 +47,22 @@ class ShardJob:
             raise ValueError(f"prompt {self.prompt!r} writes no targets; use one of {', '.join(TRAINED_UNDER)}")
         if bool(self.manifests) == (self.base is not None):
             raise ValueError("give either manifests, or the shard set whose audio is used again as base")
+        assert self.backend in BACKENDS and (self.endpoint is not None) == (self.backend == "openai")
 
     def absolute(self) -> ShardJob:
         """With absolute paths: actors start elsewhere."""
         return dataclasses.replace(
             self,
             out=_absolute(self.out),
-            llm=_absolute(self.llm) if Path(self.llm).is_dir() else self.llm,
+            llm=_absolute(self.llm) if self.endpoint is None and Path(self.llm).is_dir() else self.llm,
             manifests=tuple(manifest.absolute() for manifest in self.manifests),
             base=None if self.base is None else _absolute(self.base),
+            cache=None if self.cache is None else self.cache.absolute(),
         )
+
+    def llm_version(self) -> str:
+        """What job.json calls the LLM. Raises ValueError for a folder without a model, or that is not there."""
+        return llm_version(self.backend, self.llm, self.revision, self.endpoint)
 
     def inputs(self) -> Inputs:
         """Read and checked. Raises ValueError for bad manifests or a base that is no finished set."""

@@ -36,27 +36,32 @@ from shards.pipeline.tasks import (
     read_job,
     remove_strays,
 )
-from shards.prompts import PROMPTS
+from shards.prompts import PROMPTS, in_language
 from shards.sets.index import FORMAT, dataset_id, read_dataset, read_index
 from shards.sets.store import Store, open_store
-from shards.writers.fingerprint import model_fingerprint
 from shards.writers.protocol import Writer
+from shards.writers.with_openai import OpenAIWriter
 from shards.writers.with_transformers import TransformersWriter
+from shards.writers.with_vllm import VllmWriter
 
 _SPARE = 1.2
 _PACKAGES = ("numpy", "soundfile", "soxr", "ray", "torch", "transformers")
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.ENXIO}
 
 
-def load_transformers_writer(job: ShardJob) -> Writer:
-    """The writer that jobs use; runs inside an LLM actor."""
-    return TransformersWriter(job.llm, job.max_new_tokens, job.batch_size, job.revision)
+def load_writer_of(job: ShardJob) -> Writer:
+    """The writer that a job asks for; runs inside an LLM actor."""
+    if job.endpoint is not None:
+        return OpenAIWriter(job.llm, job.endpoint, job.max_new_tokens, job.cache)
+    if job.backend == "vllm":
+        return VllmWriter(job.llm, job.max_new_tokens, job.revision, job.cache)
+    return TransformersWriter(job.llm, job.max_new_tokens, job.batch_size, job.revision, job.cache)
 
 
 def write_shards(
     job: ShardJob,
     on_progress: Callable[[Progress], None],
-    load_writer: Callable[[ShardJob], Writer] = load_transformers_writer,
+    load_writer: Callable[[ShardJob], Writer] = load_writer_of,
 ) -> Summary:
     """Make the shard set `job.out`, or finish it; a finished one is left as it is.
 
@@ -222,6 +227,7 @@ class _Run:
             **dataclasses.asdict(summary),
             "prompt": self._job.prompt,
             "teacher": None if self._job.teacher is None else dataclasses.asdict(self._job.teacher),
+            "languages": sorted({language for commit in commits for language in commit.languages}),
             "writers": sorted({commit.writer for commit in commits if commit.writer}),
             "corpora": [{"corpus": name, "licence": licence, "clips": n} for (name, licence), n in by_name],
             "versions": {package: importlib.metadata.version(package) for package in _PACKAGES},
@@ -259,13 +265,15 @@ def _finished(store: Store) -> Summary:
 def _claim(job: ShardJob, store: Store, inputs: Inputs) -> str:
     """Note in job.json what this root is made from; returns the fingerprint of it. Raises ValueError if the root holds
     shards made from something else."""
-    wording = PROMPTS[job.prompt]
+    wording, chinese = PROMPTS[job.prompt], PROMPTS[in_language(job.prompt, "zh")]
     settings = {
         "format": FORMAT,
         **inputs.made_of,
-        "llm": model_fingerprint(job.llm, job.revision),
+        "llm": job.llm_version(),
+        "backend": job.backend,
         "prompt": job.prompt,
         "wording": [wording.system, wording.instruction],
+        "wording_zh": [chinese.system, chinese.instruction],
         "max_new_tokens": job.max_new_tokens,
         "teacher": None if job.teacher is None else [job.teacher.top_k, list(job.teacher.temperatures)],
         "filters": job.filters.to_json(),
@@ -273,6 +281,9 @@ def _claim(job: ShardJob, store: Store, inputs: Inputs) -> str:
     before, finished = read_job(store), "dataset.json" in store.names("")
     if finished or (before is not None and store.names("commits")):
         before = before or {}
+        # Older versions did not note it: they had transformers write, in English.
+        unsaid = {name for name in ("backend", "wording_zh") if name not in before}
+        settings = {n: v for n, v in settings.items() if n not in unsaid or (n == "backend" and v != "transformers")}
         changed = [name for name in {**settings, **before} if before.get(name) != settings.get(name)]
         if changed:
             values = [[shorten(str(side.get(name)), 80) for side in (before, settings)] for name in changed]

@@ -23,18 +23,18 @@ from numpy.typing import NDArray
 from cluster.files import write_atomically
 from shards.audio import AudioError
 from shards.manifest import Reject, write_rejects
+from shards.pipeline.answers import Answers, text_fault
 from shards.pipeline.attempts import attempt
 from shards.pipeline.clips import Clip, KeptAudio
 from shards.pipeline.encoded import Encode, encode_here, joined
-from shards.prompts import PROMPTS
+from shards.prompts import language_of
 from shards.sample import Continuation, Utterance
 from shards.sets.index import Shard, encode_array
 from shards.sets.store import Store
 from shards.sets.tar import TarShard
-from shards.sets.teacher import TeacherSpec
-from shards.sets.tokens import TOKEN_COUNTS, count_tokens, tokens_file
+from shards.sets.tokens import tokens_file
 from shards.targets.filters import ALL_FILTERS, Filters
-from shards.writers.protocol import Request, Writer
+from shards.writers.protocol import NoAnswer
 
 DUPLICATES = "duplicates.jsonl"  # in rejects/, beside the rejects of tasks
 _MAX_COMMIT_BYTES = 2**20
@@ -59,27 +59,14 @@ class Task:
     job: str = ""
 
 
-@dataclass(frozen=True)
-class Answers:
-    """What the LLM wrote to `requests(clips, prompt)`, and TOKEN_COUNTS of each under the template of that fingerprint;
-    None of a writer that has no tokenizer.
-
-    `teachers` are the `key.teacher.npy` of each, where the job asks for them.
-    """
-
-    continuations: list[Continuation]
-    template: str | None = None
-    tokens: NDArray[np.void] | None = None
-    teachers: list[bytes] | None = None
-
-
 @dataclass(frozen=True, kw_only=True)
 class Commit:
     """What became of a task. `name` (of tar and index) is None when no clip of it could be used.
 
     `job` is the one it belongs to (`job_fingerprint`). `rejects` names the file in `rejects/`, `tokens` the template
     whose token counts lie in `tokens/`; `corpora` are the clips written, by corpus and licence. `noted` is what filters
-    found in those and left in.
+    found in those and left in, `languages` are those of the prompts, `finish` how many continuations ended by
+    themselves and how many were cut, by emotion.
     """
 
     task: int
@@ -95,6 +82,8 @@ class Commit:
     tokens: str | None
     corpora: list[tuple[str, str | None, int]]
     noted: dict[str, int] = field(default_factory=dict)
+    languages: list[str] = field(default_factory=lambda: ["en"])
+    finish: dict[str, list[int]] = field(default_factory=dict)
 
     @property
     def inputs(self) -> int:
@@ -116,27 +105,6 @@ class Commit:
             names += [f"shards/{self.name}.tar", f"index/{self.name}.npy"]
             names += [tokens_file(self.tokens, self.name)] if self.tokens else []
         return names
-
-
-def requests(clips: Iterable[Clip], prompt: str) -> list[Request]:
-    """What the LLM is asked for a task: one request per clip whose text can be used, in order."""
-    usable = (clip.utterance for clip in clips if _text_fault(clip.utterance, prompt) is None)
-    return [Request(utterance.text, utterance.emotion, prompt, utterance.messages) for utterance in usable]
-
-
-def answer(writer: Writer, clips: Iterable[Clip], prompt: str, teacher: TeacherSpec | None = None) -> Answers:
-    """Has the continuations of a task written and, while their LLM is at hand, counts their tokens and keeps what it
-    predicts for them."""
-    asked = requests(clips, prompt)
-    continuations = writer.write(asked)
-    template = writer.template
-    if template is None:
-        return Answers(continuations)
-    tokens = np.empty(len(asked), TOKEN_COUNTS)
-    for i, (request, continuation) in enumerate(zip(asked, continuations, strict=True)):
-        tokens[i] = count_tokens(template, request.text, continuation, request.messages)
-    teachers = [encode_array(rows) for rows in writer.teach(asked, continuations, teacher)] if teacher else None
-    return Answers(continuations, template.fingerprint, tokens, teachers)
 
 
 def job_fingerprint(job: dict[str, Any] | None) -> str:
@@ -260,13 +228,29 @@ def _write(
         num_samples=shard.index.num_samples,
         rejected=dict(sorted(Counter(reject.reason for reject in rejects).items())),
         rejects=_put_rejects(store, folder, task, rejects) if rejects else None,
-        writer=answers.continuations[0].writer if answers.continuations else None,
+        writer=next((text.writer for text in answers.continuations if isinstance(text, Continuation)), None),
         tokens=answers.template if name else None,
         corpora=[(corpus, licence, number) for (corpus, licence), number in corpora.items()],
         noted=dict(sorted(noted.items())),
+        languages=sorted({language_of(text.prompt) for _, text in _texts(kept, answers)}),
+        finish=_finish(kept, answers),
     )
     assert commit.inputs == task.size
     return commit
+
+
+def _texts(kept: Sequence[tuple[Utterance, int]], answers: Answers) -> Iterator[tuple[Utterance, Continuation]]:
+    for utterance, number in kept:
+        text = answers.continuations[number]
+        assert isinstance(text, Continuation)
+        yield utterance, text
+
+
+def _finish(kept: Sequence[tuple[Utterance, int]], answers: Answers) -> dict[str, list[int]]:
+    counts: dict[str, list[int]] = {}
+    for utterance, text in _texts(kept, answers):
+        counts.setdefault(utterance.emotion or "none", [0, 0])[not text.finished] += 1
+    return dict(sorted(counts.items()))
 
 
 def _put(store: Store, folder: Path, name: str, content: bytes) -> None:
@@ -289,18 +273,20 @@ def _fill(
     kept: list[tuple[Utterance, int]] = []
     noted: Counter[str] = Counter()
     rejects: list[Reject] = []
-    usable = [clip for clip in clips if _text_fault(clip.utterance, prompt) is None]
+    usable = [clip for clip in clips if text_fault(clip.utterance, prompt) is None]
     assert len(usable) == len(answers.continuations)
     encoded = encode(span for clip in usable for span in clip.spans)
     number = 0
     for clip in clips:
         utterance = clip.utterance
-        fault = _text_fault(utterance, prompt)
+        fault = text_fault(utterance, prompt)
         if fault is None:
             continuation = answers.continuations[number]
             audio = clip.audio if isinstance(clip.audio, KeptAudio) else joined([next(encoded) for _ in clip.spans])
             if isinstance(audio, AudioError):
                 fault = Reject(utterance.id, audio.reason, str(audio))
+            elif isinstance(continuation, NoAnswer):
+                fault = Reject(utterance.id, "llm_no_answer", continuation.why)
             elif reason := (verdict := filters.judge(utterance, continuation)).reason:
                 fault = Reject(utterance.id, reason, f"the LLM wrote {continuation.text!r}")
             else:
@@ -331,14 +317,6 @@ def _refuse_missing_corpora(clips: Sequence[Clip], rejects: Sequence[Reject]) ->
                 f"all {number} audio files of {corpus!r} in one shard are missing ({example}); is its disk "
                 "mounted? Then the same command goes on"
             )
-
-
-def _text_fault(utterance: Utterance, prompt: str) -> Reject | None:
-    if not utterance.text.strip():
-        return Reject(utterance.id, "no_text", "there is no transcript to continue")
-    if "{emotion}" in PROMPTS[prompt].instruction and utterance.emotion is None:
-        return Reject(utterance.id, "unknown_emotion", f"no emotion label, and the prompt {prompt!r} names it")
-    return None
 
 
 def _commit(store: Store, commit: Commit) -> Commit:

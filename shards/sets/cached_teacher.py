@@ -59,7 +59,7 @@ def cached_teacher(shard_set: ShardSet, llm: str, wording: str, temperature: flo
                 f"{url}: stage.teacher is 'cached', but {llm} may have become another model since the set was written; "
                 f"set writer.revision and model.revision to a commit and write the set again, {live}"
             )
-        if found["wording"] != wording:
+        if found["wording"] not in (wording, wording.partition(".")[0]):  # the latter: before there was any Chinese
             raise ValueError(
                 f"{url}: stage.teacher is 'cached', but its predictions are with tokenizer, chat template and "
                 f"prompts {found['wording']}, and those of model.llm are now {wording}; write the set again, {live}"

@@ -106,7 +106,8 @@ class AudioAt:
 @dataclass(frozen=True)
 class Description:
     """What of dataset.json reading depends on. `prompt` is None for a set without continuations, `teacher` for one
-    without the LLM's distributions; `writers` name all that the continuations depend on."""
+    without the LLM's distributions; `writers` name all that the continuations depend on, `languages` are those of the
+    prompts."""
 
     dataset_id: str
     prompt: str | None
@@ -116,6 +117,7 @@ class Description:
     teacher: TeacherSpec | None = None
     writers: tuple[str, ...] = ()
     clips: tuple[tuple[str, str | None, int], ...] = ()  # corpus, licence, and how many under both
+    languages: tuple[str, ...] = ("en",)
 
 
 @dataclass(frozen=True)
@@ -192,20 +194,25 @@ def parse_shard(record: Any) -> Shard:
     return shard
 
 
+def _names(record: dict[str, Any], key: str, default: list[str]) -> tuple[str, ...]:
+    names = record.get(key, default)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{key} is no list of names")
+    return tuple(names)
+
+
 def _parse(record: dict[str, Any]) -> Description:
     shards = tuple(parse_shard(shard) for shard in record["shards"])
     files = tuple(AudioFile(_typed(file, "path", str), _typed(file, "bytes", int)) for file in record["audio_files"])
     corpora = tuple(dict.fromkeys(_typed(corpus, "corpus", str) for corpus in record["corpora"]))
     prompt = None if record["prompt"] is None else _typed(record, "prompt", str)
     teacher = _teacher(record.get("teacher"))
-    writers = record.get("writers", [])
-    if not isinstance(writers, list) or not all(isinstance(writer, str) for writer in writers):
-        raise ValueError("writers is no list of names")
+    writers, languages = _names(record, "writers", []), _names(record, "languages", ["en"])
     dataset = _typed(record, "dataset_id", str)
     clips = tuple(
         (row["corpus"], _licence(row), _typed({"clips": 0, **row}, "clips", int)) for row in record["corpora"]
     )
-    return Description(dataset, prompt, corpora, shards, files, teacher, tuple(writers), clips)
+    return Description(dataset, prompt, corpora, shards, files, teacher, writers, clips, languages)
 
 
 def _licence(record: dict[str, Any]) -> str | None:

@@ -50,6 +50,7 @@ _WORDS = {  # where in the files of a new set words stand that name no speaker a
     "the prompt": re.compile(r"(job\.)?prompt"),
     "words of the prompt": re.compile(r"job\.wording\.\d+"),
     "the LLM": re.compile(r"job\.llm"),
+    "a language": re.compile(r"languages\.\d+|job\.backend"),
     "a writer": re.compile(r"writers\.\d+"),
     "a version": re.compile(r"versions\..*"),
 }
@@ -252,6 +253,7 @@ def _about(
         "prompt": prompt,
         "teacher": record.get("teacher"),
         "writers": record.get("writers", []),
+        "languages": record.get("languages", ["en"]),
         "corpora": [
             {"corpus": c, "licence": licence, "clips": n} for (c, licence), n in sorted(licences.items(), key=str)
         ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +84,7 @@ class ShardSet:
     replayed; `licences` the (corpus, licence, clips) of all. Of the others: `corpora` the
     name of each corpus with its hash in `rows`; `prompt` the one that the continuations were written under, None when
     there are none; `teacher` what is kept of the LLM's predictions, None for nothing. `writers` wrote the
-    continuations.
+    continuations, in answer to prompts in `languages`.
     """
 
     def __init__(self, stores: Sequence[Store], descriptions: Sequence[Description], num_replayed: int = 0) -> None:
@@ -96,7 +96,8 @@ class ShardSet:
         self.dataset_id = "+".join(description.dataset_id for description in descriptions)
         self.prompt = descriptions[0].prompt
         self.teacher = descriptions[0].teacher
-        self.writers = tuple(dict.fromkeys(writer for description in descriptions for writer in description.writers))
+        self.writers = _united(about.writers for about in descriptions)
+        self.languages = _united(about.languages for about in descriptions)
         self.licences = tuple(row for about in descriptions for row in about.clips)
         self.corpora = {name: name_hash(name) for about in descriptions[:num_own] for name in about.corpora}
         self.shards: list[tuple[Store, Shard]] = []
@@ -109,8 +110,7 @@ class ShardSet:
                     f"{without.url}: holds no continuations, others of these sets do; an overlay (made with "
                     "`base: SET`) holds the clips of its base and is read without it"
                 )
-            own = number < num_own
-            if not own and description.prompt != REPLAYED:
+            if not (own := number < num_own) and description.prompt != REPLAYED:
                 raise ValueError(
                     f"{store.url}: its continuations were written under {description.prompt!r}; data.replay keeps the "
                     f"plain behaviour and takes only sets that were written under {REPLAYED!r}"
@@ -320,6 +320,10 @@ class ShardSet:
     def _json_range(self, row: int) -> tuple[StoredFile, int, int]:
         entry = self.rows[row]
         return self._tar(row), int(entry["json_offset"]), int(entry["json_size"])
+
+
+def _united(names: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for each in names for name in each))
 
 
 def _repeats(hashes: NDArray[np.uint64]) -> bool:

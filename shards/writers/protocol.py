@@ -29,6 +29,23 @@ class Request:
     messages: tuple[Message, ...] = ()
 
 
+@dataclass(frozen=True)
+class Generation:
+    """What an LLM wrote: its text, whether it ended by itself, and the tokens that were read and written for it."""
+
+    text: str
+    finished: bool
+    prompt_tokens: int
+    new_tokens: int
+
+
+@dataclass(frozen=True)
+class NoAnswer:
+    """No continuation for one request, and why: its clip is left out, the others go on."""
+
+    why: str
+
+
 class Writer(Protocol):
     """What the pipeline needs of a writer; `name` says all that a text depends on."""
 
@@ -39,8 +56,9 @@ class Writer(Protocol):
         """With its tokenizer tokens are counted as texts are written; None of a writer that has none here."""
         ...
 
-    def write(self, requests: Sequence[Request]) -> list[Continuation]:
-        """One continuation per request, in order; the text may be empty."""
+    def write(self, requests: Sequence[Request]) -> Sequence[Continuation | NoAnswer]:
+        """One per request, in order; the text of a continuation may be empty. Raises ValueError or OSError, as a
+        sentence, for what stops a job."""
         ...
 
     def teach(

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.foreign_models import in_a_sentence, refuse_kernels
-from shards.prompts import PROMPTS, ChatTemplate
+from shards.prompts import ChatTemplate
 from shards.sample import Continuation
 from shards.sets.teacher import TeacherSpec
 from shards.writers.fingerprint import model_fingerprint, named_in_errors
-from shards.writers.protocol import Request
+from shards.writers.greedy import GreedyWriter, generation, prompt_ids
+from shards.writers.protocol import Generation, NoAnswer, Request
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,11 +35,18 @@ def kept_predictions(logits: Tensor, spec: TeacherSpec) -> NDArray[np.void]:
     return rows
 
 
-class TransformersWriter:
+class TransformersWriter(GreedyWriter[list[int]]):
     """Any chat LLM that transformers loads: greedy, batched by length, on the GPU if there is one."""
 
+    template: ChatTemplate
+
     def __init__(
-        self, llm_path: str, max_new_tokens: int = 48, batch_size: int = 32, revision: str | None = None
+        self,
+        llm_path: str,
+        max_new_tokens: int = 48,
+        batch_size: int = 32,
+        revision: str | None = None,
+        cache: Path | None = None,
     ) -> None:
         """Raises OSError or ValueError in transformers' words when the model or its chat template cannot be loaded."""
         import torch
@@ -48,7 +57,7 @@ class TransformersWriter:
         with named_in_errors(llm_path), in_a_sentence(llm_path, "writer.llm"):
             refuse_kernels(llm_path, revision, "writer.llm")
             tokenizer = AutoTokenizer.from_pretrained(llm_path, revision=revision, trust_remote_code=False)
-        self.template = ChatTemplate(tokenizer)
+        template = ChatTemplate(tokenizer)
         dtype = torch.bfloat16 if on_gpu else torch.float32
         with in_a_sentence(llm_path, "writer.llm"):
             model: Any = AutoModelForCausalLM.from_pretrained(
@@ -59,34 +68,26 @@ class TransformersWriter:
         self._model.generation_config = GenerationConfig(
             do_sample=False,
             max_new_tokens=max_new_tokens,
-            eos_token_id=self.template.end_of_turn_id,
-            pad_token_id=self.template.end_of_turn_id,
+            eos_token_id=template.end_of_turn_id,
+            pad_token_id=template.end_of_turn_id,
         )
         self._batch_size = batch_size
         version = model_fingerprint(llm_path, getattr(self._model.config, "_commit_hash", None) or revision)
-        self.name = f"{version} wording={self.template.fingerprint} greedy max_new_tokens={max_new_tokens}"
+        name = f"{version} wording={template.wording} greedy max_new_tokens={max_new_tokens}"
+        super().__init__(name, template, cache)
 
-    def write(self, requests: Sequence[Request]) -> list[Continuation]:
-        """Greedy continuations in the order of the requests; identical requests are decoded once."""
-        unique = list(dict.fromkeys(requests))
-        prompts = [self._prompt_ids(request) for request in unique]
-        by_length = sorted(range(len(unique)), key=lambda i: len(prompts[i]))
-        texts: dict[Request, tuple[str, bool]] = {}
-        for start in range(0, len(unique), self._batch_size):
+    def generate(self, prompts: Sequence[list[int]]) -> Iterator[tuple[int, Generation | NoAnswer]]:
+        """Batch by batch, each of prompts of about the same length."""
+        by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        for start in range(0, len(prompts), self._batch_size):
             batch = by_length[start : start + self._batch_size]
-            for i, decoded in zip(batch, self._generate([prompts[i] for i in batch]), strict=True):
-                texts[unique[i]] = decoded
-        return [
-            Continuation(prompt=request.prompt, text=text, finished=finished, writer=self.name)
-            for request in requests
-            for text, finished in [texts[request]]
-        ]
+            yield from zip(batch, self._generate([prompts[i] for i in batch]), strict=True)
 
     def teach(
         self, requests: Sequence[Request], continuations: Sequence[Continuation], spec: TeacherSpec
     ) -> list[NDArray[np.void]]:
         """What the LLM predicts at each response token of each continuation: rows of `spec.row`, in order."""
-        prompts = [self._prompt_ids(request) for request in requests]
+        prompts = [self.prompt(request) for request in requests]
         responses = [self.template.response(c.text, c.finished) for c in continuations]
         taught = [np.empty(0, spec.row) for _ in requests]
         by_length = sorted((i for i, response in enumerate(responses) if response), key=lambda i: len(prompts[i]))
@@ -120,13 +121,12 @@ class TransformersWriter:
                 taught.append(kept_predictions(before, spec))
         return taught
 
-    def _prompt_ids(self, request: Request) -> list[int]:
-        emotion = request.emotion if "{emotion}" in PROMPTS[request.prompt].instruction else None
-        texts = [*(message.text for message in request.messages), request.text]
-        return self.template.context(request.prompt, emotion, self.template.encode_all(texts))
+    def prompt(self, request: Request) -> list[int]:
+        """The ids that training shows the LLM too."""
+        return prompt_ids(self.template, request)
 
-    def _generate(self, prompts: list[list[int]]) -> list[tuple[str, bool]]:
-        """(text, ended by itself) for each prompt of one batch, padded on the left."""
+    def _generate(self, prompts: list[list[int]]) -> list[Generation]:
+        """Of one batch, padded on the left."""
         import torch
 
         width, end = max(map(len, prompts)), self.template.end_of_turn_id
@@ -134,8 +134,7 @@ class TransformersWriter:
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         with torch.inference_mode():
             output = self._model.generate(input_ids=ids.to(self._device), attention_mask=mask.to(self._device))
-        written = []
-        for row in output[:, width:].tolist():
-            finished = end in row
-            written.append((self.template.decode(row[: row.index(end)] if finished else row), finished))
-        return written
+        return [
+            generation(self.template, prompt, row)
+            for prompt, row in zip(prompts, output[:, width:].tolist(), strict=True)
+        ]

@@ -217,6 +217,38 @@ def test_shard_recipe_needs_a_manifest() -> None:
         ShardRecipe.model_validate({**recipe, "writer": {**writer, "teacher": {"temperatures": [2.0]}}})
 
 
+@pytest.mark.parametrize(
+    ("writer", "complaint"),
+    [
+        ({"backend": "mlx"}, "mlx"),
+        ({"backend": "vllm", "teacher": {}}, "no log-partition at other temperatures"),
+        ({"backend": "openai", "teacher": {}}, "teacher"),
+        ({"backend": "openai", "batch_size": 8}, "batch_size"),
+        ({"url": "https://x/v1"}, "url"),
+        ({"backend": "openai", "url": "ftp://x"}, "http"),
+        ({"backend": "openai", "url": "https://me:sekret@x/v1"}, "without a user, a key or a query"),
+        ({"backend": "openai", "url": "http://far.example/v1"}, "in the clear"),
+        ({"backend": "openai", "key": "sk-sekret"}, "never the key itself"),
+        ({"backend": "openai", "max_dollars": 5.0, "dollars_per_million_read": 1.0}, "cannot be kept without prices"),
+    ],
+)
+def test_a_writer_that_cannot_be_is_refused(writer: dict[str, object], complaint: str) -> None:
+    recipe = {"kind": "shard", "manifests": ["a.jsonl"], "out": "shards"}
+    base = {"llm": "llm", "prompt": "continue"}
+    with pytest.raises(ValidationError, match=complaint):
+        ShardRecipe.model_validate({**recipe, "writer": {**base, **writer}})
+
+
+def test_what_an_endpoint_has_answered_is_never_lost_for_want_of_a_folder() -> None:
+    writer = {"llm": "gpt", "prompt": "continue", "backend": "openai"}
+    recipe = {"kind": "shard", "manifests": ["a.jsonl"], "out": "s3://bucket/set", "writer": writer}
+    with pytest.raises(ValidationError, match="paid for: name a folder"):
+        ShardRecipe.model_validate(recipe)
+    ShardRecipe.model_validate({**recipe, "writer": {**writer, "cache": "cache"}})
+    with pytest.raises(ValidationError, match="one process asks an endpoint"):
+        ShardRecipe.model_validate({**recipe, "out": "here", "llm_actors": 2})
+
+
 def test_systems_of_an_evaluation_are_told_apart_by_type_and_name() -> None:
     systems = [{"type": "text", "name": "a", "llm": "llm"}, {"type": "speech", "name": "b", "run": "runs/x"}]
     recipe = {"kind": "eval", "manifest": "m.jsonl", "out": "out", "llm": "llm", "systems": systems}

@@ -28,8 +28,9 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from blsp.recipe import ModelSection, StageSection
 from shards.corpora.build import build_manifest
 from shards.pipeline import run as pipeline
+from shards.pipeline.answers import answer
 from shards.pipeline.job import ShardJob
-from shards.pipeline.tasks import Commit, Task, answer, write_task
+from shards.pipeline.tasks import Commit, Task, write_task
 from shards.sample import EMOTIONS, Continuation
 from shards.sets.store import open_store
 from shards.sets.teacher import TeacherSpec
@@ -158,7 +159,7 @@ def shards_of(manifest: Path, prompt: str, llm: Path | None = None, teacher: Tea
         filters=Filters(drop=()),  # an echo says again what was said
     )  # fmt: skip
     with mock.patch.object(pipeline, "run_tasks", here):
-        load_writer: Callable[[ShardJob], Writer] = pipeline.load_transformers_writer if llm else lambda job: Echo()
+        load_writer: Callable[[ShardJob], Writer] = pipeline.load_writer_of if llm else lambda job: Echo()
         pipeline.write_shards(job, lambda progress: None, load_writer)
     return Path(job.out)
 

@@ -283,6 +283,28 @@ writer: {llm: some/llm, prompt: continue}
 """
 
 
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ("writer.backend=vlm", "writer: 'vlm' is not one of auto, transformers, vllm, openai (nearest: vllm)"),
+        ("writer.backend=openai", "writer.cache: what an endpoint has answered is paid for"),
+        ("writer.batch=3", "writer.batch: unknown key (nearest: batch_size)"),
+    ],
+)
+def test_errors_in_a_writer_of_one_of_four_forms(recipe_file: Path, change: str, complaint: str) -> None:
+    (*_, line) = errors(recipe_file, SHARD, change)
+    assert complaint in line
+
+
+def test_a_key_in_place_of_its_variable_is_not_printed(recipe_file: Path) -> None:
+    made = SHARD.replace("llm: some/llm", "llm: gpt, backend: openai, cache: c, key: sk-sekret")
+    (*_, line) = errors(recipe_file, made)
+    assert "writer.key" in line and "sekret" not in line
+    made = SHARD.replace("llm: some/llm", "llm: gpt, backend: openai, cache: c, url: 'https://me:sekret@h/v1'")
+    (*_, line) = errors(recipe_file, made)
+    assert "writer.url" in line and "sekret" not in line
+
+
 def test_a_shard_set_can_be_made_in_a_bucket(recipe_file: Path) -> None:
     recipe_file.write_text(SHARD, "utf-8")
     assert load_kind(ShardRecipe, recipe_file).out == "s3://bucket/sets/one"

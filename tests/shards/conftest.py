@@ -14,8 +14,9 @@ import soundfile
 
 from shards.corpora.build import build_manifest
 from shards.pipeline import run as pipeline
+from shards.pipeline.answers import answer
 from shards.pipeline.job import Progress, ShardJob, Summary
-from shards.pipeline.tasks import Commit, Task, answer, write_task
+from shards.pipeline.tasks import Commit, Task, write_task
 from shards.prompts import ChatTemplate
 from shards.sample import EMOTIONS, Continuation
 from shards.sets import object_store, reads
@@ -46,7 +47,7 @@ def corpus(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def echo() -> Callable[[ShardJob], Writer]:
-    """As `load_transformers_writer` without an LLM: every text is continued with itself and what the prompt tells."""
+    """As `load_writer_of` without an LLM: every text is continued with itself and what the prompt tells."""
 
     def load(_: ShardJob) -> Writer:
         class Echo:  # here, so that Ray's workers get it by value: they cannot import tests

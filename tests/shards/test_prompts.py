@@ -3,9 +3,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from shards.prompts import PROMPTS, TRAINED_UNDER, ChatTemplate
+from shards.prompts import (
+    PROMPTS,
+    TRAINED_UNDER,
+    ChatTemplate,
+    Prompt,
+    in_language,
+    language_of,
+    wordings_fingerprint,
+)
+from shards.sample import EMOTIONS
 from tests.conftest import CHAT_TEMPLATE
+from tests.fuzzing import fuzz
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -88,6 +100,76 @@ def test_every_prompt_that_is_written_is_trained_under_one_that_names_no_emotion
         assert writing in PROMPTS and "{emotion}" not in PROMPTS[trained].instruction
         same = PROMPTS[writing].system == PROMPTS[trained].system
         assert same and ("{emotion}" in PROMPTS[writing].instruction) == (writing != trained)
+
+
+@pytest.mark.parametrize(
+    ("language", "chinese"),
+    [("zh", True), ("zh-CN", True), ("ZH_tw", True), ("cmn", True), ("Chinese", True), ("en", False), (None, False),
+     ("", False), ("zha", False), ("el", False)],
+)  # fmt: skip
+def test_chinese_is_asked_in_chinese_and_all_else_in_english(language: str | None, chinese: bool) -> None:
+    prompt = in_language("continue_emotion", language)
+    assert (language_of(prompt), prompt) == (("zh", "continue_emotion_zh") if chinese else ("en", "continue_emotion"))
+
+
+def test_each_prompt_is_there_in_both_languages_and_tells_as_much() -> None:
+    english = [name for name in PROMPTS if language_of(name) == "en"]
+    assert [in_language(name, "zh") for name in english] == [name for name in PROMPTS if language_of(name) == "zh"]
+    for name in english:
+        one, other = PROMPTS[name], PROMPTS[in_language(name, "zh")]
+        assert ("{emotion}" in one.instruction) == ("{emotion}" in other.instruction)
+        assert bool(one.instruction) == bool(other.instruction)
+    systems = {(PROMPTS[name].system, PROMPTS[in_language(name, "zh")].system) for name in english}
+    assert len(systems) == 2
+
+
+def test_a_chinese_prompt_names_the_emotion_in_chinese(template: ChatTemplate) -> None:
+    text = template.tokenizer.decode(template.prefix("continue_emotion_zh", "sad"))
+    assert text.endswith("<|im_start|>user\n下面的句子带有“悲伤”的情感语气，请以连贯的风格续写：") and "sad" not in text
+    assert all(emotion in PROMPTS["identify_zh"].instruction for emotion in EMOTIONS)  # which the answer is to be
+
+
+def test_fingerprints_know_the_english_ids_alone_and_wordings_both(
+    template: ChatTemplate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fingerprint, wording, words = template.fingerprint, template.wording, wordings_fingerprint()
+    assert wording.startswith(fingerprint + ".")
+    monkeypatch.setitem(PROMPTS, "reply_zh", Prompt("你好。", ""))
+    changed = ChatTemplate(template.tokenizer)
+    assert changed.fingerprint == fingerprint and changed.wording != wording and wordings_fingerprint() != words
+
+
+TEMPLATES = {
+    "chatml": CHAT_TEMPLATE,
+    "llama": "{% for m in messages %}<|im_start|>{{ m.role }}<|im_start|>\n\n{{ m.content | trim }}<|im_end|>"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant<|im_start|>\n\n{% endif %}",
+    "mistral": "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    "{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}",
+}
+_PIECES = ("<|im_end|>", "<|im_start|>", "<|endoftext|>", "\n", "system", "<|im_", "end|>", " ", "句子", "{{", "ẞ", "a")
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+@fuzz
+@given(texts=st.lists(st.lists(st.sampled_from(_PIECES), max_size=8).map("".join), min_size=1, max_size=3))
+def test_no_words_in_either_language_become_special_tokens(
+    tokenizer: PreTrainedTokenizerFast, family: str, texts: list[str]
+) -> None:
+    template = _TEMPLATES.get(family) or ChatTemplate(
+        tokenizer.__class__(**{**_parts(tokenizer), "chat_template": TEMPLATES[family]})
+    )
+    _TEMPLATES[family] = template
+    special = set(template.tokenizer.added_tokens_decoder)
+    turns = [texts[i % len(texts)] for i in range(len(texts) | 1)]
+    for name, prompt in PROMPTS.items():
+        emotion = "sad" if "{emotion}" in prompt.instruction else None
+        said, harmless = (
+            template.context(name, emotion, template.encode_all(contents)) for contents in (turns, ["a"] * len(turns))
+        )
+        assert [i for i in said if i in special] == [i for i in harmless if i in special]
+
+
+_TEMPLATES: dict[str, ChatTemplate] = {}
 
 
 def _parts(tokenizer: PreTrainedTokenizerFast) -> dict[str, object]:

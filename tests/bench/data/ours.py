@@ -13,8 +13,9 @@ from shards.batches.collate import Collator
 from shards.batches.plan import Plan
 from shards.batches.reader import Reader
 from shards.pipeline import run as pipeline
+from shards.pipeline.answers import answer
 from shards.pipeline.job import ShardJob
-from shards.pipeline.tasks import Commit, Task, answer, write_task
+from shards.pipeline.tasks import Commit, Task, write_task
 from shards.prompts import ChatTemplate
 from shards.sample import Continuation
 from shards.sets.shard_set import ShardSet

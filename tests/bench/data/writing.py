@@ -10,7 +10,8 @@ import soundfile
 
 from shards.audio import encode_flac
 from shards.decoder import Decoder
-from shards.pipeline.tasks import answer, write_task
+from shards.pipeline.answers import answer
+from shards.pipeline.tasks import write_task
 from shards.sets.store import open_store
 from tests.bench.data import peers
 from tests.bench.data.clips import Clips

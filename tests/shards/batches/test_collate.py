@@ -159,6 +159,28 @@ def test_sizes_are_those_of_the_batches_and_never_less(template: ChatTemplate, w
 
 
 @pytest.mark.parametrize("with_teacher", [True, False])
+def test_a_clip_is_trained_in_the_language_that_its_continuation_was_asked_for_in(
+    template: ChatTemplate, with_teacher: bool
+) -> None:
+    samples = (SAMPLES[0], sample("anna", prompt="continue_emotion_zh"))
+    make = Collator(template, speech_tokens, {"continue_tone": 1.0}, with_teacher, languages=("en", "zh"))
+    batch = make(samples, ["continue_tone"] * 2, 0, 0)
+    (english, _), (chinese, _) = sequences(batch)
+    assert english[: len(template.prefix("continue_tone"))] == template.prefix("continue_tone")
+    assert chinese[: len(template.prefix("continue_tone_zh"))] == template.prefix("continue_tone_zh")
+    told = template.tokenizer.decode(batch.text_input_ids.tolist())
+    assert not with_teacher or ("'sad' emotion tone" in told and "“悲伤”的情感语气" in told)
+    counts = np.array([count_tokens(template, s.utterance.text, s.continuation) for s in samples], TOKEN_COUNTS)
+    lengths = np.array([len(s.waveform) for s in samples])
+    sizes = make.sizes((lengths, np.arange(2)), counts)
+    prompts = [len(template.prefix(prompt)) for prompt in ("continue_tone", "continue_tone_zh")]
+    assert sizes.prompt_tokens == sum(prompts)
+    assert len(batch.input_ids) <= sizes.tokens.sum() + sizes.prompt_tokens
+    in_english = Collator(template, speech_tokens, {"continue_tone": 1.0}, with_teacher)
+    assert in_english.sizes((lengths, np.arange(2)), counts).prompt_tokens == prompts[0]
+
+
+@pytest.mark.parametrize("with_teacher", [True, False])
 def test_replayed_clips_bring_a_prompt_of_their_own(template: ChatTemplate, with_teacher: bool) -> None:
     samples = (SAMPLES[0], replace(SAMPLES[0], continuation=replace(SAMPLES[0].continuation, prompt="continue")))
     counts = np.array([count_tokens(template, s.utterance.text, s.continuation) for s in samples], TOKEN_COUNTS)

@@ -14,8 +14,9 @@ from threading import Barrier
 
 import pytest
 
+from shards.pipeline.answers import answer
 from shards.pipeline.job import Progress, ShardJob, Summary
-from shards.pipeline.tasks import Commit, answer, write_task
+from shards.pipeline.tasks import Commit, write_task
 from shards.sets.shard_set import ShardSet
 from shards.sets.store import open_store
 from shards.writers.protocol import Writer

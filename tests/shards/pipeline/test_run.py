@@ -63,6 +63,30 @@ def test_stopped_anywhere_and_gone_on_equals_never_stopped(job: ShardJob, make_s
         assert len(list((part.out / "shards").iterdir())) == 6
 
 
+def test_chinese_clips_are_written_for_in_chinese_and_the_set_says_so(
+    job: ShardJob, corpus: Path, make_shards: Make
+) -> None:
+    lines = [json.loads(line) for line in corpus.read_text().splitlines()]
+    corpus.write_text(
+        "\n".join(json.dumps({**line, "language": "zh-CN" if i % 2 else "en"}) for i, line in enumerate(lines))
+    )
+    make_shards(job)
+    shard_set = ShardSet.open(job.out)
+    assert shard_set.languages == ("en", "zh")
+    prompts = {(utterance.language, text.prompt) for utterance, text in map(shard_set.record, range(len(shard_set)))}
+    assert prompts == {("en", "continue_emotion"), ("zh-CN", "continue_emotion_zh")}
+
+
+def test_a_set_that_an_older_version_made_is_still_this_jobs(job: ShardJob, make_shards: Make) -> None:
+    whole = make_shards(job)
+    path = job.out / "job.json"
+    old = {name: v for name, v in json.loads(path.read_text()).items() if name not in ("backend", "wording_zh")}
+    path.write_text(json.dumps(old))
+    assert make_shards(job) == whole
+    with pytest.raises(ValueError, match="backend: None -> vllm"):
+        make_shards(replace(job, backend="vllm"))
+
+
 def test_a_finished_set_is_left_as_it_is(job: ShardJob, make_shards: Make) -> None:
     first = make_shards(job)
     files = {path: path.stat().st_mtime_ns for path in job.out.rglob("*") if path.is_file() and path.name != ".lock"}

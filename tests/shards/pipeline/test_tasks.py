@@ -12,19 +12,17 @@ import soundfile
 from numpy.typing import NDArray
 
 from shards.decoder import Decoder
+from shards.pipeline.answers import Answers, answer, requests
 from shards.pipeline.attempts import attempt, remove_dead_attempts
 from shards.pipeline.clips import Clip
 from shards.pipeline.tasks import (
-    Answers,
     Commit,
     NoSpaceError,
     Task,
-    answer,
     job_fingerprint,
     read_commit,
     read_commits,
     remove_strays,
-    requests,
     write_task,
 )
 from shards.prompts import ChatTemplate

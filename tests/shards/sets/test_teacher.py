@@ -16,7 +16,7 @@ from shards.batches.collate import FILLER_ID, Batch, Collator
 from shards.batches.plan import Plan
 from shards.batches.reader import Reader
 from shards.pipeline.job import ShardJob, Summary
-from shards.pipeline.run import load_transformers_writer
+from shards.pipeline.run import load_writer_of
 from shards.prompts import ChatTemplate
 from shards.sets.cached_teacher import CachedTeacher
 from shards.sets.index import decode_array
@@ -39,7 +39,7 @@ def taught(job: ShardJob, corpus: Path, llm_folder: Path, make_shards: Callable[
     lines = [json.dumps({**record, "speaker": f"s{i % 2}"}) + "\n" for i, record in enumerate(records)]
     corpus.write_text("".join(lines))
     job = replace(job, llm=str(llm_folder), max_new_tokens=6, teacher=SPEC)
-    make_shards(job, load_writer=load_transformers_writer)
+    make_shards(job, load_writer=load_writer_of)
     return ShardSet.open(job.out)
 
 
