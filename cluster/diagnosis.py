@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_MIN_FREE_BYTES = 20 * 10**9  # a checkpoint of the 7B recipes is 8 GB, and one more than are kept must fit
 _MIN_SHM_BYTES = 10**9
 _MIN_OPEN_FILES = 4096
 _MAX_SKEW_S = 2.0
@@ -25,10 +24,21 @@ class Finding:
     remedy: str = ""
 
 
-def findings(facts: Facts, slots: Mapping[str, int]) -> list[Finding]:
+@dataclass(frozen=True)
+class Room:
+    """What must be free on the disk of a run, and what for."""
+
+    num_bytes: int
+    what_for: str
+
+
+ANY_RUN = Room(20 * 10**9, "a run of which nothing is known")
+
+
+def findings(facts: Facts, slots: Mapping[str, int], room: Room = ANY_RUN) -> list[Finding]:
     """What `cluster.checkup.facts` of every host say; `slots` are the processes that each is to run."""
     return [
-        _python(facts), _packages(facts), _code(facts), _gpus(facts, slots), _disk(facts), _shared_memory(facts),
+        _python(facts), _packages(facts), _code(facts), _gpus(facts, slots), _disk(facts, room), _shared_memory(facts),
         _limits(facts),
     ]  # fmt: skip
 
@@ -102,11 +112,12 @@ def _kind(gpu: Mapping[str, Any]) -> str:
     return name if gpu["memory_mib"] is None else f"{name}, {gpu['memory_mib'] / 1024:.0f} GiB"
 
 
-def _disk(facts: Facts) -> Finding:
+def _disk(facts: Facts, room: Room) -> Finding:
     free = {host: said["free_bytes"] for host, said in facts.items()}
-    low = {host: bytes_ for host, bytes_ in free.items() if bytes_ < _MIN_FREE_BYTES}
+    low = {host: bytes_ for host, bytes_ in free.items() if bytes_ < room.num_bytes}
     remedy = f"free some of the disk of the run folder on {_names(low)}, or choose another `run`"
-    return Finding("free disk", not low, f"{min(free.values()) / 1e9:.0f} GB", remedy)
+    found = f"{min(free.values()) / 1e9:.1f} GB; {room.num_bytes / 1e9:.1f} GB are needed for {room.what_for}"
+    return Finding("free disk", not low, found, remedy)
 
 
 def _shared_memory(facts: Facts) -> Finding:

@@ -32,6 +32,11 @@ class Weights:
         return sum(map(sum, self.trained))
 
     @property
+    def checkpoint_bytes(self) -> int:
+        """Of a checkpoint, all ranks together: the weights that learn, in float32, and their moments."""
+        return _MASTER_AND_MOMENTS * self.num_trained
+
+    @property
     def num_frozen(self) -> int:
         """Elements that stay as they are."""
         return sum(self.frozen) + self.uncut

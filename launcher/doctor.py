@@ -18,11 +18,14 @@ from rich.markup import escape
 from rich.table import Table
 
 import cluster
+from blsp.checkpoint_folder import committed
+from blsp.estimate.parts import read_parts, weights
 from blsp.recipe import TrainRecipe
 from cluster import diagnosis
 from cluster.agent_link import AgentLink, Place
-from cluster.diagnosis import Finding
+from cluster.diagnosis import Finding, Room
 from cluster.hostfile import Host
+from cluster.sharding import FLOAT32
 from cluster.ssh import over_ssh
 from cluster.supervise import Job, Limits, supervise
 from launcher import start
@@ -32,6 +35,7 @@ _ANSWER_S = 25.0
 _COLLECTIVE_S = 90.0  # from a cold network disk Python and PyTorch take long to load
 _DEEPSPEED_PORT = 29500
 _CLOCK_ROUNDS = 3
+_LOGS_BYTES = 10**9
 
 Answers = dict[str, dict[str, Any]]  # by host
 
@@ -117,7 +121,7 @@ def _alone(
     if not facts:
         return
     asked.names = list(facts)  # one that is silent from here on fails the rows that follow
-    yield from diagnosis.findings(facts, slots)
+    yield from diagnosis.findings(facts, slots, diagnosis.ANY_RUN if recipe is None else _room(recipe))
     yield diagnosis.clocks({name: _skew_s(asked, name) for name in asked.names})
     yield _shared(asked, folder)
     if len(asked.names) > 1:
@@ -133,6 +137,20 @@ def _alone(
         for root in recipe.data.shards:
             said = asked.ask("shards", root=str(root))
             yield diagnosis.the_same("data.shards", said, f"{root} must be the same shard set on every host")
+
+
+def _room(recipe: TrainRecipe) -> Room:
+    """For the checkpoints that are kept and the one that is written before the oldest goes, less those that are there;
+    for the export, and all else that a run writes."""
+    try:
+        learns = weights(read_parts(recipe), recipe)
+    except (ValueError, OSError):  # rows of their own say what is wrong with a model
+        return diagnosis.ANY_RUN
+    kept = recipe.engine.keep_checkpoints + (recipe.validation is not None)  # the best one stays as well
+    more = max(1, kept + 1 - len(committed(recipe.run / "checkpoints")))
+    each = learns.checkpoint_bytes
+    what_for = f"{more} checkpoint{'s' if more > 1 else ''} of {each / 1e9:.1f} GB, the export and logs"
+    return Room(more * each + FLOAT32 * learns.num_trained + _LOGS_BYTES, what_for)
 
 
 def _skew_s(asked: Hosts, name: str) -> float | None:

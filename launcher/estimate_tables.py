@@ -53,7 +53,7 @@ class Report:
             f"{step / 1e12:,.4g} TFLOP: {shares}",
             "epoch": "not known without its shard set" if steps is None
             else f"{steps:,} steps, {steps * step / 1e15:,.3g} PFLOP",
-            "checkpoint": f"{_gb(12 * job.weights.num_trained)} GB, of which {engine.keep_checkpoints} are kept",
+            "checkpoint": f"{_gb(job.weights.checkpoint_bytes)} GB, of which {engine.keep_checkpoints} are kept",
         }  # fmt: skip
         table = Table(box=None, pad_edge=False, show_header=False)
         for name, value in about.items():

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cluster.diagnosis import clocks, collective, findings, shared, the_same
+from cluster.diagnosis import Finding, Room, clocks, collective, findings, shared, the_same
 
 GPU = {"name": "NVIDIA A100-SXM4-80GB", "memory_mib": 81920, "driver": "580.95"}
 WHOLE = {
@@ -50,6 +50,18 @@ def test_the_odd_host_is_named_with_a_remedy(odd: dict[str, Any], check: str) ->
     assert list(rows) == [check]
     found, remedy = rows[check]
     assert "node2" in remedy and "node1" not in remedy and found
+
+
+def test_the_disk_is_compared_with_what_the_run_takes_and_the_row_says_with_what() -> None:
+    facts = {"a": WHOLE | {"free_bytes": 5 * 10**9}, "b": WHOLE}
+
+    def disk(*room: Room) -> Finding:
+        return next(row for row in findings(facts, {"a": 8, "b": 8}, *room) if row.check == "free disk")
+
+    assert disk(Room(4 * 10**9, "3 checkpoints")).ok
+    row = disk(Room(6 * 10**9, "5 checkpoints"))
+    assert not row.ok and row.found == "5.0 GB; 6.0 GB are needed for 5 checkpoints" and "on a," in row.remedy
+    assert not disk().ok, "nothing says how much"
 
 
 def test_a_package_that_no_host_has_is_missing_but_for_flash_attention() -> None:

@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from blsp.estimate.parts import read_parts, weights
+from blsp.recipe import TrainRecipe
 from cluster.agent_link import AgentLink, Place
 from cluster.diagnosis import the_same
-from launcher.doctor import Hosts, _alone
+from launcher.doctor import Hosts, _alone, _room
+from launcher.recipe_files import load_kind
 from tests.launcher.tiny_recipe import write_recipe
 from tests.testbed.hosts import CHECKOUT, SEARCHED, Bed, Host
 
@@ -113,6 +116,21 @@ def test_a_host_that_ssh_does_not_reach_is_named_and_the_others_are_looked_at(be
     assert code == 1
     assert verdicts["ssh"] == "FAILED" and "node2: " in said
     assert verdicts["packages"] == verdicts["model.llm"] == "ok" and verdicts["collective"] == "-"
+
+
+def test_the_disk_must_have_room_for_the_checkpoints_that_are_still_to_come(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    engine = {"keep_checkpoints": 3, "checkpoint_every_steps": 2}
+    recipe = load_kind(TrainRecipe, write_recipe(tmp_path, tokenizer, engine=engine))
+    learns = weights(read_parts(recipe), recipe).num_trained
+    assert _room(recipe).num_bytes == (4 * 12 + 4) * learns + 10**9
+    for step in (2, 4):
+        (tmp_path / "run" / "checkpoints" / f"step-{step:06d}").mkdir(parents=True)
+    assert _room(recipe).num_bytes == (2 * 12 + 4) * learns + 10**9
+    assert _room(recipe).what_for.startswith("2 checkpoints of 0.0 GB")
+    (tmp_path / "llm" / "config.json").unlink()
+    assert _room(recipe).num_bytes == 20 * 10**9
 
 
 def test_hosts_that_drop_out_midway_fail_every_row_that_follows(tmp_path: Path) -> None:
