@@ -36,7 +36,7 @@ ALLOWED = {
     },
     "espeakng_loader": {"shards.miniature.synth"},
     "fsspec": {"shards.sets.object_store"},
-    "h5py": {"shards.corpora.mosei"},
+    "h5py": {"shards.corpora.mosei_labels"},
     "ijson": {"shards.corpora.recordings"},
     "openai": {"shards.writers.with_openai"},
     "peft": {"blsp.lora"},

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from shards.audio import AudioError, load_audio
+from shards.corpora import mosei
 from shards.corpora.build import CORPORA, build_manifest
 from shards.manifest import read_manifest
 from shards.sample import Utterance
@@ -143,6 +146,49 @@ def test_mer2023_clips_are_found_in_the_folders_of_their_tests(tmp_path: Path) -
         ("mer2023-train-sample_00000002", "happy", "train", ".avi"),
     ]
     assert found[0].text == "你好，samplenew_00000001。"
+
+
+@pytest.mark.parametrize("defect", [None, "labels_in_csd"])
+def test_mosei_labels_are_the_strongest_emotion_of_a_piece_of_the_film(defect: str | None, tmp_path: Path) -> None:
+    assert [(u.id, u.emotion, u.start_s, u.duration_s, u.text) for u in utterances("mosei", tmp_path, defect)] == [
+        ("mosei---qXJuDtHPw-0", "happy", 0.0, 1.25, "I see that a writer is ___ somebody."),
+        ("mosei---qXJuDtHPw-1", "sad", 1.25, 1.2623, "It was (umm) sad."),
+        ("mosei---qXJuDtHPw-3", "angry", 2.6, 1.3, "This is so wrong."),
+        ("mosei-x_-7", "surprise", 0.5, 1.0, "Really?"),
+        ("mosei-x_-8", "neutral", 1.5, 1.5, "It is a film."),
+    ]
+
+
+def test_mosei_splits_are_the_makers_where_their_list_is_there_and_by_video_where_not(tmp_path: Path) -> None:
+    with_list = {u.speaker: u.split for u in utterances("mosei", tmp_path / "a", "with_folds")}
+    assert with_list == {"--qXJuDtHPw": "train", "x_": "test"}
+    without = {u.speaker: u.split for u in utterances("mosei", tmp_path / "b")}
+    assert without == {"--qXJuDtHPw": "test", "x_": "train"}  # for ever: a hash
+    many = Counter(mosei._split_by_hash(f"video{number}") for number in range(3000))
+    assert [round(many[split] / 3000, 2) for split in ("train", "dev", "test")] == pytest.approx(
+        [0.7, 0.09, 0.21], abs=0.02
+    )
+
+
+def test_mosei_faults_of_labels_and_lists_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = miniature("mosei").make(tmp_path / "corpus", "labels_in_csd").root
+    (root / "cmu_mosei_std_folds.py").write_text("standard_train_fold = open('/etc/passwd')")
+    with pytest.raises(ValueError, match="not three lists of videos"):
+        build_manifest("mosei", root, tmp_path / "m.jsonl")
+    (root / "cmu_mosei_std_folds.py").write_text("standard_train_fold = ['x_']")
+    with pytest.raises(ValueError, match="holds no lists standard_train_fold"):
+        build_manifest("mosei", root, tmp_path / "m.jsonl")
+    (root / "cmu_mosei_std_folds.py").unlink()
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "h5py", None)
+        with pytest.raises(ValueError, match=r"pip install 'blsp-emo\[csd\]'"):
+            build_manifest("mosei", root, tmp_path / "m.jsonl")
+    (root / "CMU_MOSEI_Labels.csd").write_bytes(b"no HDF5")
+    with pytest.raises(ValueError, match="not labels of CMU-MOSEI"):
+        build_manifest("mosei", root, tmp_path / "m.jsonl")
+    (root / "CMU_MOSEI_Labels.csd").unlink()
+    with pytest.raises(ValueError, match=r"no CMU_MOSEI_Labels\.csd and no Raw/Labels"):
+        build_manifest("mosei", root, tmp_path / "m.jsonl")
 
 
 @pytest.mark.parametrize(
