@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def lines(path: Path, others: Sequence[str] = ()) -> Iterator[tuple[str, str] | 
                     yield Reject(source, "bad_line", "not UTF-8 text")
                 elif line.strip():
                     yield source, line.rstrip("\r\n")
-        except (EOFError, gzip.BadGzipFile) as error:
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(f"{path}: broken off after line {number} ({error}); download it again") from None
 
 
