@@ -2,7 +2,8 @@
 
 Prints one line of JSON. A step of a small model is short, so what the loop adds to it weighs more than it ever will.
 `bare` is DeepSpeed alone over the same micro-batches: forward, backward, step. `loop` is `blsp.engine.fit` over them,
-with a line of the log for every tenth step; both by turns, in blocks. `launch` is `blsp train` from the command to the
+with a line of the log for every tenth step; both by turns, in blocks. What a busy machine does to the clock it does
+less to the processor time, which counts all threads of the process. `launch` is `blsp train` from the command to the
 first step in the log, models of that size loaded from disk.
 """
 
@@ -14,7 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,23 +72,32 @@ def recipe(root: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def bare(run: Run, batches: list[Batch]) -> float:
-    """Seconds of STEPS steps with nothing but DeepSpeed."""
-    began_s = time.perf_counter()
+def clocks() -> tuple[float, float]:
+    """Seconds by the clock, and of processor time."""
+    return time.perf_counter(), time.process_time()
+
+
+def bare(run: Run, batches: list[Batch]) -> None:
+    """STEPS steps with nothing but DeepSpeed."""
     for _ in range(STEPS):
         for batch in batches:
             loss, _ = run.engine(batch.to(run.device))
             run.engine.backward(loss)
             run.engine.step()
-    return time.perf_counter() - began_s
 
 
-def loop(run: Run) -> float:
-    """Seconds of STEPS steps of ours; the checkpoint at the end is left out."""
+def loop(run: Run) -> None:
+    """STEPS steps of ours; the checkpoint at the end is left out."""
     run.total_steps = run.step + STEPS
-    began_s = time.perf_counter()
     fit(run)
-    return time.perf_counter() - began_s
+
+
+def timed(steps: Callable[[], object]) -> tuple[float, float]:
+    """What those steps take."""
+    before = clocks()
+    steps()
+    wall_s, cpu_s = (after - began for after, began in zip(clocks(), before, strict=True))
+    return wall_s, cpu_s
 
 
 def launch(root: Path, values: dict[str, Any]) -> float:
@@ -115,20 +126,23 @@ def main(root: Path) -> None:
     run.saver = SimpleNamespace(
         save=lambda state: None, report=lambda: 0, hear=lambda reports: None, finish=lambda: None
     )  # type: ignore[assignment]
-    bare(run, batches), loop(run)  # both warm
-    pairs = []
-    for number in range(BLOCKS):
-        first = bare(run, batches) if number % 2 else loop(run)
-        second = loop(run) if number % 2 else bare(run, batches)
-        pairs.append((second, first) if number % 2 else (first, second))
-    ours, theirs = (statistics.median(seconds) / STEPS for seconds in zip(*pairs, strict=True))
-    ratios = sorted(mine / other - 1 for mine, other in pairs)
+    ours: list[tuple[float, float]] = []
+    theirs: list[tuple[float, float]] = []
+    turn = [(ours, partial(loop, run)), (theirs, partial(bare, run, batches))]
+    for number in range(1 + BLOCKS):
+        for kept, steps in turn if number % 2 else turn[::-1]:
+            kept.append(timed(steps))
+    del ours[0], theirs[0]  # both are warm after these
+    ratios = [[mine[clock] / other[clock] - 1 for mine, other in zip(ours, theirs, strict=True)] for clock in (0, 1)]
     print(
         json.dumps(
             {
-                "step_ms_bare": 1e3 * theirs, "step_ms_loop": 1e3 * ours,
-                "overhead_percent": 100 * statistics.median(ratios),
-                "overhead_percent_range": [100 * ratios[0], 100 * ratios[-1]],
+                "step_ms_bare": 1e3 * statistics.median(seconds for seconds, _ in theirs) / STEPS,
+                "step_ms_loop": 1e3 * statistics.median(seconds for seconds, _ in ours) / STEPS,
+                **{
+                    name: {"median": 100 * statistics.median(of), "range": [100 * min(of), 100 * max(of)]}
+                    for name, of in zip(("overhead_percent", "overhead_percent_cpu"), ratios, strict=True)
+                },
                 "launch_to_first_step_s": launched_s, "torch": torch.__version__,
             }
         )
