@@ -64,6 +64,9 @@ class DataSection(Section):
     mixture: dict[str, NonNegativeFloat] = Field(
         {}, description="how often an epoch has each clip of a corpus; 1 where none is given, 0.25 is once in 4 epochs"
     )
+    min_gain: float | None = Field(
+        None, description="leave out clips of data.shards whose emotion gain is known and lower, in nats per token"
+    )
     replay: ReplaySection | None = Field(
         None, description="clips learnt under 'continue' with the loss ce beside the others, to keep plain behaviour"
     )

@@ -54,6 +54,9 @@ class _LocalWriter(_Writer):
     teacher: TeacherSection | None = Field(
         None, description="keep what the LLM predicts at each response token in the shards; null for not"
     )
+    gain: bool = Field(
+        True, description="where the prompt names the emotion: measure how much of it each continuation carries"
+    )
 
 
 class AutoWriterSection(_LocalWriter):

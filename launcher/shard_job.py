@@ -23,11 +23,11 @@ def shard_job(recipe: ShardRecipe) -> tuple[ShardJob, str]:
 
     writer, out = recipe.writer, recipe.out
     teacher = endpoint = revision = None
-    batch_size = 0
+    batch_size, gain = 0, False  # an endpoint tells no probabilities
     if isinstance(writer, OpenAIWriterSection):
         endpoint = Endpoint(**{name: getattr(writer, name) for name in Endpoint.__dataclass_fields__})
     else:
-        revision, batch_size = writer.revision, writer.batch_size
+        revision, batch_size, gain = writer.revision, writer.batch_size, writer.gain
         if writer.teacher is not None:
             teacher = TeacherSpec(writer.teacher.top_k, writer.teacher.temperatures)
     backend, why = chosen_backend(writer.backend, teacher is not None)
@@ -42,6 +42,7 @@ def shard_job(recipe: ShardRecipe) -> tuple[ShardJob, str]:
         max_new_tokens=writer.max_new_tokens,
         batch_size=batch_size,
         teacher=teacher,
+        gain=gain,
         filters=Filters(recipe.filters.drop, recipe.filters.min_gain),
         backend=backend,
         endpoint=endpoint,

@@ -16,6 +16,7 @@ from shards.audio import SAMPLE_RATE
 from shards.batches.mixture import Mixture
 from shards.batches.plan import Plan
 from shards.batches.sizes import Caps, CostWeights, Sizes
+from shards.sets.gains import emotion_gains
 from shards.sets.shard_set import ShardSet
 from shards.sets.store import is_url
 from shards.sets.tokens import stored_counts
@@ -110,10 +111,15 @@ def _dealt(recipe: TrainRecipe, parts: Parts, rows: _Rows) -> tuple[float, float
 
 def mixture(data: DataSection, shard_set: ShardSet) -> Mixture | None:
     """How often each clip of the set is in each epoch; None for once."""
-    if not data.mixture and data.replay is None:
+    if not data.mixture and data.replay is None and data.min_gain is None:
         return None
-    replay = (shard_set.replayed, data.replay.share) if data.replay else ()
-    return Mixture(shard_set.rows["corpus"], shard_set.corpora, data.mixture, data.seed, *replay)
+    left_out = None
+    if data.min_gain is not None:
+        left_out = (emotion_gains(shard_set) < data.min_gain) & ~shard_set.replayed  # NaN, of unknown ones, is not
+    replayed, share = (shard_set.replayed, data.replay.share) if data.replay else (None, 0.0)
+    return Mixture(
+        shard_set.rows["corpus"], shard_set.corpora, data.mixture, data.seed, replayed, share, left_out=left_out
+    )
 
 
 def _read_clips(recipe: TrainRecipe) -> Clips:

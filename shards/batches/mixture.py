@@ -27,9 +27,11 @@ class Mixture:
         seed: int,
         replayed: NDArray[np.bool_] | None = None,
         share: float = 0.0,
+        left_out: NDArray[np.bool_] | None = None,
     ) -> None:
         """`corpus` is each clip's corpus (uint64 [n]), `corpora` what the names stand for there; `replayed` (bool [n])
-        says which clips are replayed, `share` how many of an epoch's clips they are, from 0 to below 1.
+        says which clips are replayed, `share` how many of an epoch's clips they are, from 0 to below 1; those of
+        `left_out` (bool [n]) are in no epoch.
 
         Raises ValueError for a corpus that is not there, a weight that is too small, or when nothing is left.
         """
@@ -47,17 +49,20 @@ class Mixture:
         self.weights = {name: _fraction(weight) for name, weight in sorted(weights.items()) if weight != 1}
         self._num_clips = len(corpus)
         self._parts: list[tuple[NDArray[np.int64], Fraction]] = []  # rows in their order, and how many an epoch has
-        apart = np.zeros(len(corpus), bool) if replayed is None else replayed
+        out = np.zeros(len(corpus), bool) if left_out is None else left_out
+        apart = out if replayed is None else replayed | out
+        self.left_out = np.flatnonzero(out)
         random = np.random.Philox(key=np.array([seed, _KEY], np.uint64)).random_raw(len(corpus))
         for name, weight in self.weights.items():
             rows = np.flatnonzero((corpus == np.uint64(corpora[name])) & ~apart)
             self._parts.append((rows[np.argsort(random[rows], kind="stable")], weight * len(rows)))
         plain = int((~apart).sum()) - sum(len(rows) for rows, _ in self._parts)
         if not plain + sum(int(clips) for _, clips in self._parts):
-            raise ValueError("data.mixture: its weights leave epochs without a clip; raise them")
-        self.replay = (int(apart.sum()), str(share)) if replayed is not None else None
+            what = "data.min_gain, with data.mixture, leaves" if out.any() else "data.mixture: its weights leave"
+            raise ValueError(f"{what} epochs without a clip; {'lower it' if out.any() else 'raise them'}")
+        self.replay = (int(replayed.sum()), str(share)) if replayed is not None else None
         if replayed is not None:
-            rows = np.flatnonzero(apart)
+            rows = np.flatnonzero(replayed & ~out)
             if not len(rows):
                 raise ValueError("data.replay: its shards hold no clips; name another set, or leave it out")
             others, of_all = plain + sum(clips for _, clips in self._parts), Fraction(str(share))
@@ -72,6 +77,7 @@ class Mixture:
         gets w E within 1, and the whole part gets exactly floor(w m E).
         """
         copies = np.ones(self._num_clips, np.int64)
+        copies[self.left_out] = 0
         for rows, clips in self._parts:
             count, before, after = len(rows), int(clips * epoch), int(clips * (epoch + 1))
             rank = np.arange(count)

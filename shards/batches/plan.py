@@ -101,6 +101,7 @@ class Plan:
         settings = [dataset_id, seed, clips_per_step, micro_batches, asdict(self._caps)]
         settings.append({name: str(weight) for name, weight in mixture.weights.items()} if mixture else {})
         settings += [mixture.replay] if mixture and mixture.replay else []
+        settings += [{"left_out": mixture.left_out.tolist()}] if mixture and len(mixture.left_out) else []
         digest = hashlib.blake2b(json.dumps(settings).encode(), digest_size=8)
         for numbers in (self._costs, capped, self._besides):
             digest.update(numbers.astype("<i8").tobytes())

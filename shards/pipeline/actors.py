@@ -30,7 +30,8 @@ class _LlmActor:
 
     def answer(self, task: Task) -> Answers:
         self._writer = self._writer or self._load_writer(self._job)
-        return answer(self._writer, self._read_clips(task), self._job.prompt, self._job.teacher)
+        job = self._job
+        return answer(self._writer, self._read_clips(task), job.prompt, job.teacher, job.gain)
 
 
 class _CpuActor:

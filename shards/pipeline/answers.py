@@ -15,6 +15,7 @@ from shards.sample import Continuation, Utterance
 from shards.sets.index import encode_array
 from shards.sets.teacher import TeacherSpec
 from shards.sets.tokens import TOKEN_COUNTS, count_tokens
+from shards.targets.gain import with_gains
 from shards.writers.protocol import NoAnswer, Request, Writer
 
 
@@ -41,11 +42,15 @@ def requests(clips: Iterable[Clip], prompt: str) -> list[Request]:
     ]
 
 
-def answer(writer: Writer, clips: Iterable[Clip], prompt: str, teacher: TeacherSpec | None = None) -> Answers:
+def answer(
+    writer: Writer, clips: Iterable[Clip], prompt: str, teacher: TeacherSpec | None = None, gain: bool = False
+) -> Answers:
     """Has the continuations of a task written and, while their LLM is at hand, counts their tokens and keeps what it
-    predicts for them."""
+    predicts for them, and with `gain` how much emotion they carry."""
     asked = requests(clips, prompt)
-    continuations = writer.write(asked)
+    continuations: Sequence[Continuation | NoAnswer] = writer.write(asked)
+    if gain:
+        continuations = with_gains(writer, asked, continuations)
     template = writer.template
     if template is None:
         return Answers(continuations)

@@ -33,6 +33,7 @@ class ShardJob:
     max_new_tokens: int = 48
     batch_size: int = 32
     teacher: TeacherSpec | None = None
+    gain: bool = False
     filters: Filters = ALL_FILTERS
     backend: str = "transformers"
     endpoint: Endpoint | None = None

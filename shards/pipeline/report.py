@@ -15,6 +15,7 @@ from shards.audio import SAMPLE_RATE
 from shards.pipeline.job import Speed, Summary
 from shards.pipeline.tasks import Commit
 from shards.sample import EMOTIONS
+from shards.sets.gains import stored_gains, summarised
 from shards.sets.index import decode_index
 from shards.sets.store import Store
 from shards.sets.tokens import decode_counts, tokens_file
@@ -34,9 +35,10 @@ class _Totals:
         self.speakers: Counter[int] = Counter()
         self.noted: Counter[str] = Counter()
         self._sounds: list[NDArray[np.uint64]] = []
+        self._gains: list[tuple[NDArray[np.uint64], NDArray[np.int8], NDArray[np.float32]]] = []
 
-    def add(self, rows: NDArray[np.void], tokens: NDArray[np.void] | None) -> None:
-        """The INDEX_ROW rows of one shard, and its TOKEN_COUNTS where there are some."""
+    def add(self, rows: NDArray[np.void], tokens: NDArray[np.void] | None, gains: NDArray[np.float32] | None) -> None:
+        """The INDEX_ROW rows of one shard, and its TOKEN_COUNTS and emotion gains where there are some."""
         self.durations += _counted(rows["num_samples"] / SAMPLE_RATE, _DURATION_EDGES_S)
         if tokens is not None:
             self.tokens += _counted(tokens["num_response_tokens"], _TOKEN_EDGES)
@@ -45,7 +47,16 @@ class _Totals:
             self.emotions["none" if label < 0 else EMOTIONS[label]] += number
         speakers, numbers = np.unique(rows["speaker"], return_counts=True)
         self.speakers.update(dict(zip(speakers.tolist(), numbers.tolist(), strict=True)))
+        if gains is not None:
+            self._gains.append((rows["corpus"], rows["emotion"], gains))
         self._sounds.append(rows["num_samples"].astype(np.uint64) << np.uint64(32) | rows["audio_crc32"])
+
+    def emotion_gains(self, corpora: Iterable[str]) -> list[dict[str, Any]]:
+        """What the gains of each corpus and emotion come to; empty where none were measured."""
+        if not self._gains:
+            return []
+        corpus, emotion, gains = (np.concatenate(part) for part in zip(*self._gains, strict=True))
+        return summarised(corpora, corpus, emotion, gains)
 
     def identical(self) -> dict[str, int]:
         """Clips whose audio another clip has too, by length and checksum."""
@@ -60,7 +71,9 @@ def _counted(values: NDArray[Any], edges: Sequence[int]) -> NDArray[np.int64]:
     return np.bincount(places, minlength=len(edges)).astype(np.int64)
 
 
-def write_report(store: Store, summary: Summary, corpora: object, commits: Iterable[Commit], speed: Speed) -> None:
+def write_report(
+    store: Store, summary: Summary, corpora: Sequence[dict[str, Any]], commits: Iterable[Commit], speed: Speed
+) -> None:
     """report.json and report.md of a set whose tasks are all committed."""
     totals = _Totals()
     for commit in commits:
@@ -70,13 +83,14 @@ def write_report(store: Store, summary: Summary, corpora: object, commits: Itera
             tokens = None
             if commit.tokens is not None:
                 tokens = decode_counts(store.read(tokens_file(commit.tokens, commit.name)), commit.rows)
-            totals.add(index.rows, tokens)
+            gains = stored_gains(store, commit.name, commit.rows) if commit.gains else None
+            totals.add(index.rows, tokens, gains)
     report = _report(summary, corpora, totals, speed)
     store.write("report.json", json.dumps(report, indent=1, ensure_ascii=False).encode())
     store.write("report.md", _markdown(report).encode())
 
 
-def _report(summary: Summary, corpora: object, totals: _Totals, speed: Speed) -> dict[str, Any]:
+def _report(summary: Summary, corpora: Sequence[dict[str, Any]], totals: _Totals, speed: Speed) -> dict[str, Any]:
     clips_of = sorted((number for speaker, number in totals.speakers.items() if speaker), reverse=True)
     return {
         **dataclasses.asdict(summary),
@@ -94,6 +108,7 @@ def _report(summary: Summary, corpora: object, totals: _Totals, speed: Speed) ->
         },
         "duration_s": _histogram(totals.durations, _DURATION_EDGES_S),
         "response_tokens": _histogram(totals.tokens, _TOKEN_EDGES),
+        "emotion_gain": totals.emotion_gains(sorted({row["corpus"] for row in corpora})),
         "identical_audio": totals.identical(),
     }  # fmt: skip
 
@@ -126,9 +141,22 @@ def _markdown(report: dict[str, Any]) -> str:
         "Corpora", "corpus, licence", [(f"{c['corpus']}, {c['licence']}", c["clips"]) for c in report["corpora"]]
     )
     lines += _table("Emotions", "emotion", report["emotions"].items())
+    lines += _gain_table(report["emotion_gain"])
     for title, unit, key in (("Durations", "s, from", "duration_s"), ("Responses", "tokens, from", "response_tokens")):
         lines += _table(title, unit, [(f"{row['from']}", row["clips"]) for row in report[key]])
     return "\n".join(lines)
+
+
+def _gain_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    head = ["## Emotion gain, nats per token", "", "| corpus, emotion | clips | mean | 10 % | median | 90 % |"]
+    cells = [
+        f"| {row['corpus'].replace('|', '¦')}, {row['emotion']} | {row['clips']} | {row['mean']:.3f} | "
+        f"{row['p10']:.3f} | {row['median']:.3f} | {row['p90']:.3f} |"
+        for row in rows
+    ]
+    return [*head, "|---|---:|---:|---:|---:|---:|", *cells, ""]
 
 
 def _table(title: str, unit: str, rows: Iterable[tuple[str, int]]) -> list[str]:

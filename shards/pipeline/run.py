@@ -276,6 +276,7 @@ def _claim(job: ShardJob, store: Store, inputs: Inputs) -> str:
         "wording_zh": [chinese.system, chinese.instruction],
         "max_new_tokens": job.max_new_tokens,
         "teacher": None if job.teacher is None else [job.teacher.top_k, list(job.teacher.temperatures)],
+        "gain": job.gain,
         "filters": job.filters.to_json(),
     }
     before, finished = read_job(store), "dataset.json" in store.names("")

@@ -29,6 +29,7 @@ from shards.pipeline.clips import Clip, KeptAudio
 from shards.pipeline.encoded import Encode, encode_here, joined
 from shards.prompts import language_of
 from shards.sample import Continuation, Utterance
+from shards.sets.gains import encode_gains, gains_file
 from shards.sets.index import Shard, encode_array
 from shards.sets.store import Store
 from shards.sets.tar import TarShard
@@ -66,7 +67,7 @@ class Commit:
     `job` is the one it belongs to (`job_fingerprint`). `rejects` names the file in `rejects/`, `tokens` the template
     whose token counts lie in `tokens/`; `corpora` are the clips written, by corpus and licence. `noted` is what filters
     found in those and left in, `languages` are those of the prompts, `finish` how many continuations ended by
-    themselves and how many were cut, by emotion.
+    themselves and how many were cut, by emotion; `gains` whether their emotion gains lie in `gains/`.
     """
 
     task: int
@@ -84,6 +85,7 @@ class Commit:
     noted: dict[str, int] = field(default_factory=dict)
     languages: list[str] = field(default_factory=lambda: ["en"])
     finish: dict[str, list[int]] = field(default_factory=dict)
+    gains: bool = False
 
     @property
     def inputs(self) -> int:
@@ -104,6 +106,7 @@ class Commit:
         if self.name:
             names += [f"shards/{self.name}.tar", f"index/{self.name}.npy"]
             names += [tokens_file(self.tokens, self.name)] if self.tokens else []
+            names += [gains_file(self.name)] if self.gains else []
         return names
 
 
@@ -208,6 +211,8 @@ def _write(
     with TarShard(folder / "tar") as shard:
         kept, rejects, noted = _fill(shard, clips, prompt, answers, encode, filters)
         _refuse_missing_corpora(clips, rejects)
+    gains = [text.gain for _, text in _texts(kept, answers)]
+    has_gains = any(gain is not None for gain in gains)
     name, index = None, b""
     if kept:
         name, index = f"{task.number:06d}-{shard.digest}", shard.index.encode()
@@ -217,6 +222,8 @@ def _write(
         if answers.tokens is not None and answers.template is not None:
             counts = encode_array(answers.tokens[[number for _, number in kept]])
             _put(store, folder, tokens_file(answers.template, name), counts)
+        if has_gains:
+            _put(store, folder, gains_file(name), encode_gains(gains))
     corpora = Counter((utterance.corpus, utterance.licence) for utterance, _ in kept)
     commit = Commit(
         task=task.number,
@@ -234,6 +241,7 @@ def _write(
         noted=dict(sorted(noted.items())),
         languages=sorted({language_of(text.prompt) for _, text in _texts(kept, answers)}),
         finish=_finish(kept, answers),
+        gains=has_gains,
     )
     assert commit.inputs == task.size
     return commit
@@ -343,7 +351,13 @@ def remove_strays(store: Store, commits: Iterable[Commit]) -> None:
     killed may still be about to write one."""
     commits = list(commits)
     named = {name for commit in commits for name in commit.files}
-    folders = ["shards", "index", "rejects", *{f"tokens/{commit.tokens}" for commit in commits if commit.tokens}]
+    folders = [
+        "shards",
+        "index",
+        "rejects",
+        "gains",
+        *{f"tokens/{commit.tokens}" for commit in commits if commit.tokens},
+    ]
     for folder in folders:
         for name in store.names(folder):
             if f"{folder}/{name}" not in named and name != DUPLICATES:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from shards.audio import encode_flac, is_own_flac
 from shards.sample import Utterance
+from shards.sets.gains import gains_file
 from shards.sets.index import (
     FORMAT,
     OWN_TAR,
@@ -307,6 +308,7 @@ def _expected(store: Store) -> set[str]:
     names = {"dataset.json", "job.json", ".lock"}
     names |= {name for shard in description.shards for name in (shard.tar, shard.index)}
     names |= {f"commits/{name}" for name in store.names("commits")}  # finish left those of this set
+    names |= {gains_file(shard.name) for shard in description.shards}
     for fingerprint in store.folders("tokens"):
         names |= {tokens_file(fingerprint, shard.name) for shard in description.shards}
     return names

@@ -70,6 +70,12 @@ class GreedyWriter(ABC, Generic[P]):
         """Raises ValueError: only a writer that has the LLM's logits at hand can."""
         raise ValueError(f"writer.teacher: {self.name} cannot say what it predicts; use writer.backend=transformers")
 
+    def log_probabilities(
+        self, requests: Sequence[Request], continuations: Sequence[Continuation]
+    ) -> list[float] | None:
+        """None: only a writer that has the LLM's logits at hand can tell."""
+        return None
+
 
 def prompt_ids(template: ChatTemplate, request: Request) -> list[int]:
     """What a local LLM reads for a request: the ids that training shows it too."""

@@ -66,3 +66,10 @@ class Writer(Protocol):
     ) -> list[NDArray[np.void]]:
         """What the LLM predicts at each response token of each continuation: rows of `spec.row`."""
         ...
+
+    def log_probabilities(
+        self, requests: Sequence[Request], continuations: Sequence[Continuation]
+    ) -> list[float] | None:
+        """Of each continuation as the answer to its request, in nats, summed over its response tokens: whatever prompt
+        it was written under, that of the request counts. None of a writer whose LLM does not tell."""
+        ...

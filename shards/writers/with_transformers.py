@@ -87,21 +87,38 @@ class TransformersWriter(GreedyWriter[list[int]]):
         self, requests: Sequence[Request], continuations: Sequence[Continuation], spec: TeacherSpec
     ) -> list[NDArray[np.void]]:
         """What the LLM predicts at each response token of each continuation: rows of `spec.row`, in order."""
-        prompts = [self.prompt(request) for request in requests]
-        responses = [self.template.response(c.text, c.finished) for c in continuations]
         taught = [np.empty(0, spec.row) for _ in requests]
-        by_length = sorted((i for i, response in enumerate(responses) if response), key=lambda i: len(prompts[i]))
-        for start in range(0, len(by_length), self._batch_size):
-            batch = by_length[start : start + self._batch_size]
-            rows = self._predict([prompts[i] for i in batch], [responses[i] for i in batch], spec)
-            for i, predicted in zip(batch, rows, strict=True):
-                taught[i] = predicted
+        for i, _, logits in self._predictions(requests, continuations):
+            taught[i] = kept_predictions(logits, spec)
         return taught
 
-    def _predict(
-        self, prompts: list[list[int]], responses: list[list[int]], spec: TeacherSpec
-    ) -> list[NDArray[np.void]]:
-        """The rows of one batch, padded on the left, so that all responses end together."""
+    def log_probabilities(self, requests: Sequence[Request], continuations: Sequence[Continuation]) -> list[float]:
+        """Of each continuation as the answer to its request, in nats; 0 for one without a token."""
+        import torch
+
+        found = [0.0] * len(requests)
+        for i, response, logits in self._predictions(requests, continuations):
+            tokens = torch.tensor(response, device=logits.device)
+            found[i] = -float(torch.nn.functional.cross_entropy(logits.float(), tokens, reduction="sum"))
+        return found
+
+    def _predictions(
+        self, requests: Sequence[Request], continuations: Sequence[Continuation]
+    ) -> Iterator[tuple[int, list[int], Tensor]]:
+        """(number, response ids, logits [R, V] that predict them) of each continuation that has a token, in batches of
+        about the same length."""
+        prompts = [self.prompt(request) for request in requests]
+        responses = [self.template.response(c.text, c.finished) for c in continuations]
+        lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
+        by_length = sorted((i for i, response in enumerate(responses) if response), key=lengths.__getitem__)
+        for start in range(0, len(by_length), self._batch_size):
+            batch = by_length[start : start + self._batch_size]
+            predicted = self._predict([prompts[i] for i in batch], [responses[i] for i in batch])
+            for i, logits in zip(batch, predicted, strict=True):
+                yield i, responses[i], logits
+
+    def _predict(self, prompts: list[list[int]], responses: list[list[int]]) -> list[Tensor]:
+        """The logits before each response token of one batch, padded on the left: all responses end together."""
         import torch
 
         texts = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
@@ -111,15 +128,12 @@ class TransformersWriter(GreedyWriter[list[int]]):
         lengths = torch.tensor([len(text) for text in texts], device=self._device)
         mask = torch.arange(width, device=self._device) >= (width - lengths)[:, None]
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        taught = []
         with torch.inference_mode():
             output = self._model(
                 input_ids=ids, attention_mask=mask.long(), position_ids=positions, logits_to_keep=longest + 1
             )
-            for logits, response in zip(output.logits, responses, strict=True):
-                before = logits[-len(response) - 1 : -1]  # the row before a token predicts it
-                taught.append(kept_predictions(before, spec))
-        return taught
+            # The row before a token predicts it.
+            return [logits[-len(rows) - 1 : -1] for logits, rows in zip(output.logits, responses, strict=True)]
 
     def prompt(self, request: Request) -> list[int]:
         """The ids that training shows the LLM too."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from shards.foreign_models import in_a_sentence, refuse_kernels
 from shards.prompts import ChatTemplate
+from shards.sample import Continuation
 from shards.writers.fingerprint import model_fingerprint, named_in_errors
 from shards.writers.greedy import GreedyWriter, generation, prompt_ids
 from shards.writers.protocol import Generation, NoAnswer, Request
@@ -42,6 +43,7 @@ class VllmWriter(GreedyWriter[list[int]]):
             model=llm_path, revision=revision, tokenizer_revision=revision, trust_remote_code=False,
             dtype="bfloat16", generation_config="vllm",
         )  # fmt: skip
+        self._reading: Any = vllm.SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
         # As with transformers the one end of a text is the end of the turn.
         self._sampling: Any = vllm.SamplingParams(
             temperature=0.0, max_tokens=max_new_tokens, stop_token_ids=[template.end_of_turn_id], ignore_eos=True,
@@ -58,13 +60,29 @@ class VllmWriter(GreedyWriter[list[int]]):
 
     def generate(self, prompts: Sequence[list[int]]) -> Iterator[tuple[int, Generation | NoAnswer]]:
         """As texts end: vLLM decides what is decoded together."""
+        for number, output in self._run(prompts, self._sampling):
+            yield number, generation(self.template, prompts[number], list(output.outputs[0].token_ids))
+
+    def log_probabilities(self, requests: Sequence[Request], continuations: Sequence[Continuation]) -> list[float]:
+        """Of each continuation as the answer to its request, in nats; 0 for one without a token."""
+        responses = [self.template.response(text.text, text.finished) for text in continuations]
+        prompts = [self.prompt(request) for request in requests]
+        found = [0.0] * len(requests)
+        read = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
+        for number, output in self._run(read, self._reading):
+            response = responses[number]
+            told = output.prompt_logprobs[len(prompts[number]) :]  # of each token, by those before it
+            found[number] = sum(chosen[token].logprob for chosen, token in zip(told, response, strict=True))
+        return found
+
+    def _run(self, prompts: Sequence[list[int]], sampling: Any) -> Iterator[tuple[int, Any]]:
+        """(number, output) of each prompt, as they end."""
         engine, numbers = self._llm.llm_engine, {}
         for number, prompt in enumerate(prompts):
             self._num_asked += 1
             numbers[str(self._num_asked)] = number
-            engine.add_request(str(self._num_asked), self._prompt(prompt_token_ids=prompt), self._sampling)
+            engine.add_request(str(self._num_asked), self._prompt(prompt_token_ids=prompt), sampling)
         while engine.has_unfinished_requests():
             for output in engine.step():
                 if output.finished:
-                    number = numbers[output.request_id]
-                    yield number, generation(self.template, prompts[number], list(output.outputs[0].token_ids))
+                    yield numbers[output.request_id], output

@@ -150,7 +150,7 @@ def shards_of(manifest: Path, prompt: str, llm: Path | None = None, teacher: Tea
         writer, read_clips, store = load_writer(job), job.clip_reader(), open_store(job.out)
         for task in tasks:
             clips = read_clips(task)
-            answers = answer(writer, clips, job.prompt, job.teacher)
+            answers = answer(writer, clips, job.prompt, job.teacher, job.gain)
             yield write_task(store, task, clips, job.prompt, answers, filters=job.filters)
 
     job = ShardJob(

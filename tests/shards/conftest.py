@@ -92,7 +92,7 @@ def make_shards(echo: Callable[[ShardJob], Writer], monkeypatch: pytest.MonkeyPa
         writer, read_clips, store = load_writer(job), job.clip_reader(), open_store(job.out)
         for task in tasks:
             clips = read_clips(task)
-            answers = answer(writer, clips, job.prompt, job.teacher)
+            answers = answer(writer, clips, job.prompt, job.teacher, job.gain)
             yield write_task(store, task, clips, job.prompt, answers, filters=job.filters)
 
     def make(

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shards.batches.mixture import Mixture
 from tests.shards.batches.test_plan import equal_clips, make, mixture, replaying, rows_of
 
 
@@ -92,3 +93,14 @@ def test_a_weight_that_would_be_rounded_to_nothing_or_up_is_refused(weight: floa
         mixture(corpus, a=weight)
     assert mixture(corpus, a=1e-4).mean_clips > 4
     assert mixture(corpus, a=0).mean_clips == 4
+
+
+def test_clips_that_are_left_out_are_in_no_epoch_and_no_share_counts_them() -> None:
+    corpus, left_out = np.array([1] * 10 + [2] * 10, np.uint64), np.arange(20) % 5 == 0
+    replayed = np.arange(20) >= 18
+    mixed = Mixture(corpus, {"a": 1, "b": 2}, {"b": 0.5}, 3, replayed, 0.1, left_out=left_out)
+    total = sum(mixed.copies(epoch) for epoch in range(10))
+    assert not total[left_out].any() and (total[:10][~left_out[:10]] == 10).all()
+    assert total[10:18].sum() == 6 * 5  # two of the eight are left out
+    plain = Mixture(corpus, {"a": 1, "b": 2}, {}, 3, left_out=np.zeros(20, bool))
+    assert (plain.copies(0) == 1).all() and plain.mean_clips == 20

@@ -24,9 +24,10 @@ MOST = 6
 class SamplingParams:
     temperature: float
     max_tokens: int
-    stop_token_ids: list[int]
-    ignore_eos: bool
     detokenize: bool
+    stop_token_ids: list[int] = field(default_factory=list)
+    ignore_eos: bool = False
+    prompt_logprobs: int | None = None
 
 
 @dataclass
@@ -47,10 +48,23 @@ class Engine:
         for request_id in list(self.waiting)[-2:]:
             yield SimpleNamespace(request_id=request_id, finished=False, outputs=[])
             prompt, params = self.waiting.pop(request_id)
-            assert params.temperature == 0 and params.ignore_eos and not params.detokenize
+            assert params.temperature == 0 and not params.detokenize
+            if params.prompt_logprobs is not None:
+                yield SimpleNamespace(request_id=request_id, finished=True, prompt_logprobs=self._read(prompt))
+                continue
+            assert params.ignore_eos
             yield SimpleNamespace(
                 request_id=request_id, finished=True, outputs=[SimpleNamespace(token_ids=self._new(prompt, params))]
             )
+
+    def _read(self, prompt: list[int]) -> list[dict[int, SimpleNamespace] | None]:
+        """Of each token but the first, what vLLM calls Logprob."""
+        import torch
+
+        with torch.inference_mode():
+            rows = self.model(torch.tensor([prompt])).logits[0].log_softmax(1)
+        following = zip(rows, prompt[1:], strict=False)
+        return [None, *({token: SimpleNamespace(logprob=float(row[token]))} for row, token in following)]
 
     def _new(self, prompt: list[int], params: SamplingParams) -> tuple[int, ...]:
         import torch
@@ -95,6 +109,7 @@ def test_vllm_is_shown_the_same_ids_and_its_texts_are_as_those_of_transformers(
         {"model": str(llm_folder), "revision": None, "tokenizer_revision": None, "trust_remote_code": False,
          "dtype": "bfloat16", "generation_config": "vllm"}
     ]  # fmt: skip
+    assert writer.log_probabilities(asked, written) == pytest.approx(other.log_probabilities(asked, written), rel=1e-4)
     again = VllmWriter(str(llm_folder), MOST, cache=tmp_path)
     again._llm.llm_engine.add_request = None  # nothing is asked for twice
     assert again.write(asked) == written
