@@ -12,7 +12,7 @@ from rich.table import Table
 from blsp.recipe import ShardRecipe
 from launcher.errors import BEGINS_ANEW, on_ctrl_c
 from launcher.progress import Progress
-from launcher.shard_job import shard_job
+from launcher.shard_job import cost_line, shard_job
 from shards.sample import EMOTIONS
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def shard(recipe: ShardRecipe) -> None:
 
     with Progress() as progress:
         progress.print(who)
-        summary = write_shards(job, show)
+        summary = write_shards(job, show, on_cost=lambda cost: progress.print(cost_line(cost)))
     print_counts(
         [
             ("inputs", summary.inputs, ""),

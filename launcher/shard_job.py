@@ -14,6 +14,7 @@ from shards.writers.choice import chosen_backend
 from shards.writers.endpoint import Endpoint
 
 if TYPE_CHECKING:
+    from shards.pipeline.cost import Cost
     from shards.pipeline.job import ShardJob
 
 
@@ -53,3 +54,19 @@ def shard_job(recipe: ShardRecipe) -> tuple[ShardJob, str]:
         ray_address=recipe.ray_address,
     )
     return job, f"{backend if endpoint is None else endpoint.host} writes: {why}"
+
+
+def cost_line(cost: Cost) -> str:
+    """For people, before anything is written."""
+    about = "" if cost.counted else " (guessed from their characters)"
+    parts = [
+        f"{cost.clips:,} continuations to write: about {cost.prompt_tokens:,} tokens read{about}, at most "
+        f"{cost.new_tokens:,} written"
+    ]
+    if cost.dollars is not None:
+        parts.append(f"at most {cost.dollars:,.2f} dollars")
+    if cost.hours is not None:
+        parts.append(f"{cost.hours:,.2f} hours at the rate of the last run")
+    if cost.teacher_bytes_per_hour is not None:
+        parts.append(f"at most {cost.teacher_bytes_per_hour / 1e6:,.1f} MB of the LLM's predictions per hour of audio")
+    return "; ".join(parts)

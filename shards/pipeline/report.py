@@ -33,6 +33,7 @@ class _Totals:
         self.tokens = np.zeros(len(_TOKEN_EDGES), np.int64)
         self.emotions: Counter[str] = Counter()
         self.speakers: Counter[int] = Counter()
+        self.finish: dict[str, list[int]] = {}
         self.noted: Counter[str] = Counter()
         self._sounds: list[NDArray[np.uint64]] = []
         self._gains: list[tuple[NDArray[np.uint64], NDArray[np.int8], NDArray[np.float32]]] = []
@@ -78,6 +79,9 @@ def write_report(
     totals = _Totals()
     for commit in commits:
         totals.noted.update(commit.noted)
+        for emotion, (finished, cut) in commit.finish.items():
+            before = totals.finish.get(emotion, [0, 0])
+            totals.finish[emotion] = [before[0] + finished, before[1] + cut]
         if commit.name is not None:
             index = decode_index(store.read(f"index/{commit.name}.npy"), commit.rows)
             tokens = None
@@ -105,6 +109,10 @@ def _report(summary: Summary, corpora: Sequence[dict[str, Any]], totals: _Totals
             "number": len(clips_of), "most_clips": max(clips_of, default=0),
             "median_clips": float(np.median(clips_of)) if clips_of else 0.0,
             "clips_without_speaker": totals.speakers[0],
+        },
+        "finish": {
+            emotion: {"finished": finished, "cut": cut, "cut_share": round(cut / (finished + cut), 4)}
+            for emotion, (finished, cut) in sorted(totals.finish.items())
         },
         "duration_s": _histogram(totals.durations, _DURATION_EDGES_S),
         "response_tokens": _histogram(totals.tokens, _TOKEN_EDGES),
@@ -141,6 +149,8 @@ def _markdown(report: dict[str, Any]) -> str:
         "Corpora", "corpus, licence", [(f"{c['corpus']}, {c['licence']}", c["clips"]) for c in report["corpora"]]
     )
     lines += _table("Emotions", "emotion", report["emotions"].items())
+    cut = [(f"{emotion} ({row['cut_share']:.0%})", row["cut"]) for emotion, row in report["finish"].items()]
+    lines += _table("Continuations cut by the token limit", "emotion, share of its clips", cut)
     lines += _gain_table(report["emotion_gain"])
     for title, unit, key in (("Durations", "s, from", "duration_s"), ("Responses", "tokens, from", "response_tokens")):
         lines += _table(title, unit, [(f"{row['from']}", row["clips"]) for row in report[key]])

@@ -22,6 +22,7 @@ from shards.audio import SAMPLE_RATE
 from shards.manifest import write_rejects
 from shards.pipeline.actors import run_tasks
 from shards.pipeline.attempts import attempt, remove_dead_attempts
+from shards.pipeline.cost import Cost, cost
 from shards.pipeline.inputs import Inputs
 from shards.pipeline.job import Progress, ShardJob, Speed, Summary
 from shards.pipeline.report import write_report
@@ -62,8 +63,10 @@ def write_shards(
     job: ShardJob,
     on_progress: Callable[[Progress], None],
     load_writer: Callable[[ShardJob], Writer] = load_writer_of,
+    on_cost: Callable[[Cost], None] | None = None,
 ) -> Summary:
-    """Make the shard set `job.out`, or finish it; a finished one is left as it is.
+    """Make the shard set `job.out`, or finish it; a finished one is left as it is. `on_cost` is told what there is to
+    write, and what that takes, before it begins.
 
     Raises ValueError for bad manifests, a missing LLM, a folder in use or made from something else, or if no clip can
     be used; OSError for a full disk, a folder that cannot be written, or dying workers; KeyboardInterrupt with a
@@ -78,6 +81,7 @@ def write_shards(
             return _finished(store)
         run = _Run(job, store, inputs, fingerprint)
         try:
+            run.tell_cost(on_cost)
             run.do_missing(on_progress, load_writer)
             return run.finish()
         except KeyboardInterrupt:
@@ -153,6 +157,12 @@ class _Run:
             rejected=now.rejected + commit.inputs - commit.rows,
             hours=now.hours + commit.num_samples / SAMPLE_RATE / 3600,
         )
+
+    def tell_cost(self, on_cost: Callable[[Cost], None] | None) -> None:
+        """Of the tasks that have no commit."""
+        missing = self._missing()
+        if missing and on_cost is not None:
+            on_cost(cost(self._job, missing))
 
     def do_missing(self, on_progress: Callable[[Progress], None], load_writer: Callable[[ShardJob], Writer]) -> None:
         """Has every task done that has no commit."""

@@ -15,6 +15,7 @@ import json
 import os
 import secrets
 import socket
+import time
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from shards.writers.protocol import Generation
 
 _GENERATIONS_PER_SYNC = 64
+_FEWEST_MEASURED = 32
 _KEY_BYTES = 16
 _BEGINS = b'{"key": "'
 _MAX_LINE_BYTES = 2**20
@@ -50,6 +52,7 @@ class Generations:
         self._hashes, self._places = self._scan()
         self._out: int | None = None
         self._unsynced = 0
+        self._began = 0.0
 
     def _is_of_writer(self, path: Path) -> bool:
         with path.open("rb") as file:
@@ -78,6 +81,7 @@ class Generations:
 
     def get(self, key: str) -> Generation | None:
         """What was written under the key before this process began, None for nothing."""
+        self._began = self._began or round(time.time(), 3)  # the writer has begun: its rate counts from here
         first = np.uint64(int(key[:16], 16))
         begin, end = (int(np.searchsorted(self._hashes, first, side)) for side in ("left", "right"))
         for place in self._places[begin:end].tolist():
@@ -106,7 +110,7 @@ class Generations:
             name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.jsonl"
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
             self._out = os.open(self._folder / name, flags, 0o666)
-            _write(self._out, {"writer": self._writer})
+            _write(self._out, {"writer": self._writer, "began": self._began})
         _write(self._out, record)
         self._unsynced += 1
         if self._unsynced >= _GENERATIONS_PER_SYNC:
@@ -133,6 +137,22 @@ class Generations:
             with path.open("rb") as file:
                 while line := file.readline(_MAX_LINE_BYTES):
                     yield _record(line)
+
+
+def measured_rate(folder: Path, llm: str) -> float | None:
+    """Generations a second of the process that last wrote at least 32 of them here with an LLM of that name (without
+    its version); None where there is none."""
+    best: tuple[float, float] | None = None
+    for path in folder.glob("*/*.jsonl"):
+        with path.open("rb") as file:
+            head = _record(file.readline(_MAX_LINE_BYTES))
+            number = sum(line.startswith(_BEGINS) for line in file)
+        began, ended = head.get("began"), path.stat().st_mtime
+        if not isinstance(began, float) or number < _FEWEST_MEASURED or ended <= began:
+            continue
+        if str(head.get("writer")).startswith(f"{llm}@") and (best is None or ended > best[0]):
+            best = ended, number / (ended - began)
+    return None if best is None else best[1]
 
 
 def _write(file: int, record: dict[str, object]) -> None:

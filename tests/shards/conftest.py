@@ -15,6 +15,7 @@ import soundfile
 from shards.corpora.build import build_manifest
 from shards.pipeline import run as pipeline
 from shards.pipeline.answers import answer
+from shards.pipeline.cost import Cost
 from shards.pipeline.job import Progress, ShardJob, Summary
 from shards.pipeline.tasks import Commit, Task, write_task
 from shards.prompts import ChatTemplate
@@ -99,10 +100,11 @@ def make_shards(echo: Callable[[ShardJob], Writer], monkeypatch: pytest.MonkeyPa
         job: ShardJob,
         on_progress: Callable[[Progress], None] = lambda progress: None,
         load_writer: Callable[[ShardJob], Writer] = echo,
+        on_cost: Callable[[Cost], None] | None = None,
     ) -> Summary:
         with monkeypatch.context() as patch:
             patch.setattr(pipeline, "run_tasks", run_here)
-            return pipeline.write_shards(job, on_progress, load_writer)
+            return pipeline.write_shards(job, on_progress, load_writer, on_cost)
 
     return make
 

@@ -12,6 +12,7 @@ import pytest
 from shards.pipeline.job import Progress, ShardJob, Summary
 from shards.pipeline.report import Speed
 from shards.prompts import ChatTemplate
+from shards.sets.shard_set import ShardSet
 from shards.writers.protocol import Writer
 
 Make = Callable[..., Summary]
@@ -52,6 +53,11 @@ def test_every_clip_is_in_every_histogram(job: ShardJob, corpus: Path, make_shar
         "number": 0, "most_clips": 0, "median_clips": 0.0, "clips_without_speaker": 22,
     }  # fmt: skip
     assert report["identical_audio"] == {"groups": 1, "clips": 2}
+    finish = report["finish"]
+    assert {emotion: row["finished"] + row["cut"] for emotion, row in finish.items()} == report["emotions"]
+    finished = [text.finished for _, text in map(ShardSet.open(job.out).record, range(22))]
+    assert sum(row["cut"] for row in finish.values()) == finished.count(False) > 0
+    assert all(row["cut_share"] == round(row["cut"] / (row["finished"] + row["cut"]), 4) for row in finish.values())
     assert report["last_run"]["clips"] == 23 and report["last_run"]["clips_per_s"] > 0
     assert states[-1].speed.clips == 23 and states[-1].speed.hours == pytest.approx(summary.hours)
 
@@ -64,7 +70,10 @@ def test_people_read_the_same_in_markdown(job: ShardJob, corpus: Path, make_shar
     for row in ("| empty_audio | 1 | █", "| tones, None | 22 | █", "| neutral | 5 | █"):
         assert row in text
     titles = [line[3:] for line in text.splitlines() if line.startswith("## ")]
-    assert titles == ["Rejected", "Found by filters, and left in", "Corpora", "Emotions", "Durations", "Responses"]
+    assert titles == [
+        "Rejected", "Found by filters, and left in", "Corpora", "Emotions", "Continuations cut by the token limit",
+        "Durations", "Responses",
+    ]  # fmt: skip
 
 
 def test_speed_counts_this_run_alone(job: ShardJob, make_shards: Make) -> None:
