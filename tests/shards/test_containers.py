@@ -159,7 +159,7 @@ def test_formats_are_told_by_their_first_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_damaged_videos_are_audio_or_an_audio_error(tmp_path: Path) -> None:
-    """2000 files with 1 to 4 changed places, mostly in their headers, each within a second and 300 MB."""
+    """2000 files with 1 to 4 changed places, mostly in their headers, which MP4 has at its end."""
     films = [write_film(tmp_path / f"a{suffix}", sweep(1, 48000), 48000).read_bytes() for suffix in CODECS]
     path = tmp_path / "damaged"
 
@@ -168,7 +168,7 @@ def test_damaged_videos_are_audio_or_an_audio_error(tmp_path: Path) -> None:
         for _ in range(2000):
             data = bytearray(chance.choice(films))
             for _ in range(chance.randint(1, 4)):
-                place = chance.randrange(min(len(data), chance.choice([64, 999, 10**9])))
+                place = chance.choice([1, -1]) * chance.randrange(min(len(data) - 8, chance.choice([64, 999, 10**9])))
                 size = chance.choice([1, 2, 4, 8])
                 data[place : place + size] = chance.choice([bytes(size), b"\xff" * size, chance.randbytes(size)])
             path.write_bytes(data)
