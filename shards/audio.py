@@ -78,6 +78,12 @@ def load_audio(
         return _load(file, path, start_s, duration_s, max_duration_s)
 
 
+def length_s(path: Path) -> float:
+    """Seconds of sound in the file, as its header tells. Raises as `load_audio`."""
+    with _opened(path) as descriptor, _sound(descriptor, path) as file:
+        return float(file.frames / max(file.samplerate, 1))
+
+
 def encode_clip(path: Path, start_s: float = 0.0, duration_s: float | None = None) -> EncodedClip:
     """The span as FLAC, 16 kHz mono. A whole file that is just that keeps its bytes. Raises as `load_audio`."""
     with _opened(path) as descriptor, _sound(descriptor, path) as file:

@@ -6,8 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import soundfile
-
+from shards.audio import AudioError, length_s
 from shards.sample import Utterance
 
 _MOST_HEADERS = 200  # read in each split, where the corpus does not say how long its clips are
@@ -63,7 +62,6 @@ def _stride(number: int) -> int:
 def _header_s(path: Path) -> float | None:
     """What the header of an audio file says of its length, in seconds."""
     try:
-        info = soundfile.info(path)
-    except (OSError, RuntimeError):
+        return length_s(path)
+    except (AudioError, OSError):
         return None
-    return float(info.frames / info.samplerate)

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from shards.corpora.stats import SplitStats
 from shards.sample import Utterance
 from tests.shards.corpora.miniatures import tone
+from tests.shards.films import write_film
 
 
 def said(number: int, audio: str, duration_s: float | None = None) -> Utterance:
@@ -44,3 +46,10 @@ def test_hours_that_nothing_tells_are_not_guessed() -> None:
     stats = SplitStats()
     stats.add(said(0, "nowhere.wav"))
     assert stats.hours() is None
+
+
+def test_films_have_headers_too(tmp_path: Path) -> None:
+    stats = SplitStats()
+    stats.add(said(0, str(write_film(tmp_path / "a.mp4", 0.3 * np.sin(np.arange(18000) / 10), 8000))))
+    hours = stats.hours()
+    assert hours is not None and hours[0] * 3600 == pytest.approx(2.25, abs=0.1)
