@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -69,6 +70,15 @@ def places(value: object, way: tuple[object, ...] = ()) -> list[tuple[object, ..
     return [way, *(found for key, inner in pairs for found in places(inner, (*way, key)))]
 
 
+def change(record: dict[str, Any], data: st.DataObject) -> None:
+    """Puts something else in the place of a value."""
+    way = data.draw(st.sampled_from(places(record)[1:]))
+    inner: Any = record
+    for key in way[:-1]:
+        inner = inner[key]
+    inner[way[-1]] = data.draw(json_values)
+
+
 @fuzz
 @given(data=st.data())
 def test_lines_of_json_may_hold_anything(data: st.DataObject, made: dict[str, Made]) -> None:
@@ -77,14 +87,25 @@ def test_lines_of_json_may_hold_anything(data: st.DataObject, made: dict[str, Ma
     whole = path.read_bytes()
     plain = gzip.decompress(whole) if path.suffix == ".gz" else whole
     record = json.loads(data.draw(st.sampled_from(plain.splitlines())))
-    way = data.draw(st.sampled_from(places(record)[1:]))
-    inner = record
-    for key in way[:-1]:
-        inner = inner[key]
-    inner[way[-1]] = data.draw(json_values)
+    change(record, data)
     changed = json.dumps(record).encode()
     try:
         path.write_bytes(gzip.compress(changed) if path.suffix == ".gz" else changed)
+        read(name, made[name])
+    finally:
+        path.write_bytes(whole)
+
+
+@fuzz
+@given(data=st.data())
+def test_one_large_object_of_json_may_hold_anything(data: st.DataObject, made: dict[str, Made]) -> None:
+    name = data.draw(st.sampled_from(["gigaspeech", "wenetspeech"]))
+    (path,) = texts(made[name])
+    whole = path.read_bytes()
+    record = json.loads(whole)
+    change(record, data)
+    try:
+        path.write_text(json.dumps(record))
         read(name, made[name])
     finally:
         path.write_bytes(whole)
