@@ -67,8 +67,7 @@ def corpora_page() -> tuple[dict[str, list[str]], dict[str, str]]:
 
 def test_the_page_on_corpora_lists_them_in_order() -> None:
     rows, sections = corpora_page()
-    assert list(rows) == list(sections) == sorted(rows)
-    assert set(CORPORA) <= set(rows)
+    assert list(rows) == list(sections) == sorted(CORPORA)
 
 
 @pytest.mark.parametrize("name", CORPORA)
