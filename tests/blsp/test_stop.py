@@ -50,7 +50,7 @@ def test_a_second_signal_ends_ranks_that_wait_and_their_readers(world: World) ->
         began_s = time.monotonic()
         for rank in ranks:
             rank.wait(timeout=60)
-        assert time.monotonic() - began_s < 30  # a few seconds where nothing else runs; the disk hangs for ever
+        assert time.monotonic() - began_s < 20  # less than one where nothing else runs; the disk hangs for ever
     finally:
         printed = finish(ranks)
     assert ExitCode.AT_ONCE in [rank.returncode for rank in ranks], "\n".join(printed)
