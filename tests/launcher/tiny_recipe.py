@@ -27,10 +27,12 @@ def write_recipe(folder: Path, tokenizer: PreTrainedTokenizerFast, *, steps: int
     return path
 
 
-def write_page_recipes(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def write_page_recipes(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
     """shard_stage1.yaml, stage1.yaml and stage2.yaml, as docs/cluster.md has them: each reads what the one before has
-    written, and `folder` is where they are typed. Its .venv is that of the tests."""
+    written, and `folder` is where they are typed. Its .venv is that of the tests. Returns a set to train on that is not
+    yet where the shards are to be."""
     trains = json.loads(write_recipe(folder, tokenizer).read_text())
+    made = Path(trains["data"]["shards"])
     trains["data"]["shards"] = "shards/asr"
     shards = {
         "kind": "shard", "manifests": ["data/manifest.jsonl"], "out": "shards/asr", "cpu_actors": 1,
@@ -40,6 +42,7 @@ def write_page_recipes(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None
     for name, recipe in (("shard_stage1", shards), ("stage1", {**trains, "run": "runs/stage1"}), ("stage2", stage_2)):
         (folder / f"{name}.yaml").write_text(json.dumps(recipe))
     (folder / ".venv").symlink_to(sys.prefix)
+    return made
 
 
 def losses(run: Path) -> list[float]:
