@@ -136,6 +136,16 @@ def test_esd_says_the_same_in_each_layout_and_encoding(defect: str | None, tmp_p
         assert u.text == esd.text_of(speaker, int(number))
 
 
+def test_esd_folders_of_splits_count_more_than_numbers(tmp_path: Path) -> None:
+    root = miniature("esd").make(tmp_path / "corpus", "split_folders").root
+    folder = root / "0011" / "Neutral"
+    (folder / "test" / "0011_000021.wav").rename(folder / "test" / "0011_000099.wav")
+    table = root / "0011" / "0011.txt"
+    table.write_text(table.read_text().replace("0011_000021", "0011_000099"))
+    build_manifest("esd", root, tmp_path / "m.jsonl")
+    assert {u.split for u in read_manifest(tmp_path / "m.jsonl") if u.id == "esd-0011_000099"} == {"test"}
+
+
 def test_mer2023_clips_are_found_in_the_folders_of_their_tests(tmp_path: Path) -> None:
     found = utterances("mer2023", tmp_path, "chinese_encoding")
     assert [(u.id, u.emotion, u.split, Path(u.audio).suffix) for u in found] == [

@@ -66,7 +66,7 @@ def _plant(defect: str | None, made: Made, labels: Path, words: Path, clip: Path
         made.dropped["bad_line"] = 1
     elif defect == "apple_doubles":
         for path in (labels, words, clip):
-            path.with_name(f"._{path.name}").write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X")
+            path.with_name(f"._{path.name}").write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X\n[\x00")
     elif defect == "only_noise":
         _append(labels, line)
         _append(words, said.replace("Yes.", "[LAUGHTER] [GARBAGE]"))
