@@ -6,6 +6,7 @@ are tried here, and only codecs of sound: pictures are not decoded, nor read whe
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
     from av.audio.stream import AudioStream
     from av.container import InputContainer
+
+SUFFIXES = (".avi", ".m4a", ".mkv", ".mov", ".mp4", ".webm")
+NEEDS_PYAV = "a film, or .m4a, whose sound is read through PyAV: pip install 'blsp-emo[av]'"
 
 _CODECS = (
     "aac", "ac3", "adpcm_ima_qt", "adpcm_ima_wav", "adpcm_ms", "alac", "amrnb", "amrwb", "eac3", "flac", "mp2",
@@ -43,6 +47,11 @@ def container_of(begin: bytes) -> str | None:
     if begin.startswith(b"\x1a\x45\xdf\xa3"):
         return "matroska"
     return "avi" if begin[:4] == b"RIFF" and begin[8:12] == b"AVI " else None
+
+
+def pyav_is_there() -> bool:
+    """Whether PyAV is installed; it is not loaded."""
+    return importlib.util.find_spec("av") is not None
 
 
 class ContainerSound:
@@ -183,7 +192,7 @@ def _told() -> Iterator[None]:
     try:
         from av.error import FFmpegError
     except ImportError:
-        raise ContainerError("a container of video is read through PyAV: pip install 'blsp-emo[av]'") from None
+        raise ContainerError(NEEDS_PYAV) from None
     try:
         yield
     except FFmpegError as error:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from shards.containers import NEEDS_PYAV, SUFFIXES, pyav_is_there
 from shards.manifest import Reject
 from shards.sample import Utterance, is_unicode
 
@@ -44,6 +45,8 @@ def audio_fault(path: Path) -> Reject | None:
     if not is_unicode(str(path)):
         # Archives made elsewhere may be unpacked so, accents and all; a manifest is UTF-8 and cannot name them.
         return Reject(str(path), "unreadable", "its path is not UTF-8; unpack the archive again, or rename the folder")
+    if path.suffix.lower() in SUFFIXES and not pyav_is_there():
+        return Reject(str(path), "unreadable", NEEDS_PYAV)
     try:
         size = path.stat().st_size
         if size == 0:

@@ -14,7 +14,7 @@ from shards.corpora import mosei
 from shards.corpora.build import CORPORA, build_manifest
 from shards.manifest import read_manifest
 from shards.sample import Utterance
-from tests.shards.corpora.miniatures import esd, miniature
+from tests.shards.corpora.miniatures import esd, miniature, tone
 
 
 def utterances(name: str, tmp_path: Path, defect: str | None = None) -> list[Utterance]:
@@ -76,6 +76,18 @@ def test_meld_films_are_heard_and_half_a_film_is_found_when_it_is(tmp_path: Path
     assert len(load_audio(Path(found["meld-train-dia0_utt0"].audio))) == pytest.approx(16000, abs=1600)
     with pytest.raises(AudioError, match="FFmpeg cannot read it"):
         load_audio(Path(found["meld-train-dia49_utt4"].audio))
+
+
+def test_without_pyav_films_are_dropped_when_the_manifest_is_made_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = miniature("meld").make(tmp_path / "corpus")
+    tone(made.root / "train_splits" / "dia0_utt0.wav")
+    (made.root / "train_splits" / "dia0_utt0.mp4").unlink()
+    monkeypatch.setitem(sys.modules, "av", None)
+    counts = build_manifest("meld", made.root, tmp_path / "m.jsonl")
+    assert (counts.kept, counts.dropped) == (1, Counter(unreadable=4))
+    assert "pip install 'blsp-emo[av]'" in (tmp_path / "m.rejects.jsonl").read_text()
 
 
 def test_meld_with_films_and_no_table_or_a_table_and_no_films_is_refused(tmp_path: Path) -> None:
