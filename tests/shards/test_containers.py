@@ -157,6 +157,34 @@ def test_formats_are_told_by_their_first_bytes(tmp_path: Path) -> None:
             assert container_of(other.getvalue()[:64]) is None
 
 
+LYING = {
+    ".mp4": (b"mvhd", b"tkhd", b"mdhd", b"elst", b"stsd", b"mp4a", b"esds", b"stts", b"stsc", b"stsz", b"stco"),
+    ".avi": (b"avih", b"strh", b"strf", b"movi", b"idx1"),
+    ".mkv": (b"\x1a\x45\xdf\xa3", b"\x15\x49\xa9\x66", b"\x16\x54\xae\x6b", b"\x1f\x43\xb6\x75", b"\xe1"),
+}
+
+
+def test_fields_that_lie_are_refused_or_read_within_100_megabytes(tmp_path: Path) -> None:
+    """Each number of each header as 0, -1 and as large as it can be."""
+    path = tmp_path / "lying"
+    for suffix, heads in LYING.items():
+        whole = write_film(tmp_path / f"a{suffix}", sweep(1, 16000), 16000).read_bytes()
+        places = {whole.index(head) + gap for head in heads for gap in range(4, 36, 4)}
+
+        def read_all(whole: bytes = whole, places: set[int] = places) -> int:
+            for place in sorted(places):
+                for value in (bytes(4), b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff"):
+                    path.write_bytes(whole[:place] + value + whole[place + 4 :])
+                    try:
+                        assert len(load_audio(path)) <= 30 * 16000
+                    except AudioError as error:
+                        assert error.reason
+            return 0
+
+        ended = bounded(read_all, seconds=10, megabytes=200)
+        assert (suffix, ended.error, ended.megabytes < 100) == (suffix, None, True)
+
+
 @pytest.mark.slow
 def test_damaged_videos_are_audio_or_an_audio_error(tmp_path: Path) -> None:
     """2000 files with 1 to 4 changed places, mostly in their headers, which MP4 has at its end."""
