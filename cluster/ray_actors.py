@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from cluster.ray_session import check_ray, ray_is_dead, ray_session, ray_started_here
 
 _PIECES_PER_ACTOR = 2  # one in work, one waiting
 _POLL_S = 1.0
+_NOTICED_S = 60  # after which Ray has seen that a host is lost; its actors fail at once
 _TRIES = 3  # of a piece whose actor dies; how often actors die in the course of a job does not matter
 
-Piece = TypeVar("Piece")
+Team = tuple[Sequence[Any], Callable[[Any, Any], Any]]  # actors, and how one is asked to do a piece of the work
+Start = Callable[["Actors"], Team]
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,13 @@ class Words:
     goes_on: str
 
 
+class HostLostError(Exception):
+    """A host of the cluster is not there any more; the work that its actors had must be done by others."""
+
+
 @contextmanager
-def ray_actors(address: str | None, words: Words) -> Iterator[Actors]:
-    """Inside Ray, as `cluster.ray_session` opens it; the actors that are started end with the block.
+def ray_actors(address: str | None, words: Words, start: Start) -> Iterator[Actors]:
+    """Inside Ray, as `cluster.ray_session` opens it; the actors that `start` starts end with the block.
 
     What an actor raises comes out of the block: ValueError and OSError as they are. Raises OSError when actors keep
     dying or Ray itself dies.
@@ -36,7 +43,7 @@ def ray_actors(address: str | None, words: Words) -> Iterator[Actors]:
     with ray_session(address):
         import ray
 
-        actors = Actors(words, hosts_may_go=address is None and not ray_started_here())
+        actors = Actors(words, start, hosts_may_go=address is None and not ray_started_here())
         try:
             yield actors
         except ray.exceptions.RayError as error:
@@ -49,17 +56,21 @@ def ray_actors(address: str | None, words: Words) -> Iterator[Actors]:
 class Actors:
     """What there is room for, and what was started there. Made by `ray_actors`."""
 
-    def __init__(self, words: Words, *, hosts_may_go: bool) -> None:
-        """`hosts_may_go`: of hosts that a cluster was brought up on for the job, some may be lost since."""
-        import ray
-
-        self._words, self._hosts_may_go = words, hosts_may_go
+    def __init__(self, words: Words, start: Start, *, hosts_may_go: bool) -> None:
+        """`hosts_may_go`: of hosts that a cluster was brought up on for the job, some may be lost since; who brought it
+        up does without them."""
+        self._words, self._start, self._hosts_may_go = words, start, hosts_may_go
+        self._is_watched = hosts_may_go
         self._started: list[Any] = []
-        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-        there = [node["Resources"] for node in nodes if node["Alive"]]
-        self.cpus_of_hosts = [int(resources["CPU"]) for resources in there if resources.get("CPU")]
+        self._team: Team | None = None
+        self._look()
+
+    def _look(self) -> None:
+        there = _hosts()
+        self._hosts, self._looked_s = set(there), time.monotonic()
+        self.cpus_of_hosts = [int(resources["CPU"]) for resources in there.values() if resources.get("CPU")]
         self.num_cpus = sum(self.cpus_of_hosts)
-        self.num_gpus = int(sum(resources.get("GPU", 0) for resources in there))
+        self.num_gpus = int(sum(resources.get("GPU", 0) for resources in there.values()))
 
     def fitting(self, field: str, asked: int, there: int, unit: str) -> int:
         """How many can run of those that a recipe's `field` asks for. Raises ValueError when that is fewer, unless
@@ -78,36 +89,81 @@ class Actors:
         self._started += started
         return started
 
-    def work(
-        self, pieces: Iterable[Piece], actors: Sequence[Any], ask: Callable[[Any, Piece], Any]
-    ) -> Generator[Any, None, None]:
-        """What comes of each piece, as it comes, and None about once a second while nothing does. `ask` calls an actor,
-        each of which always has a next piece waiting."""
+    def work(self, pieces: Sequence[Any]) -> Generator[Any, None, None]:
+        """What comes of each piece, as it comes, and None about once a second while nothing does."""
+        left = dict(enumerate(pieces))
+        while left:
+            self._team = self._team or self._start(self)
+            try:
+                for number, result in self._work(list(left.items()), *self._team):
+                    left.pop(number, None)
+                    yield result
+            except HostLostError:
+                self._do_without()
+
+    def _work(
+        self, pieces: Sequence[tuple[int, Any]], actors: Sequence[Any], ask: Callable[[Any, Any], Any]
+    ) -> Generator[tuple[int, Any], None, None]:
+        """Each actor always has a next piece waiting."""
         import ray
 
         waiting = iter(pieces)
         idle = list(actors) * _PIECES_PER_ACTOR
-        running: dict[Any, Any] = {}
+        running: dict[Any, tuple[int, Any]] = {}
         while True:
-            while idle and (piece := next(waiting, None)) is not None:
+            while idle and (given := next(waiting, None)) is not None:
+                number, piece = given
                 actor = idle.pop(0)
-                running[ask(actor, piece)] = actor
+                running[ask(actor, piece)] = number, actor
             if not running:
                 return
             finished, _ = ray.wait(list(running), timeout=_POLL_S)
             for reference in finished:
-                idle.append(running.pop(reference))
-                yield ray.get(reference)
+                number, actor = running.pop(reference)
+                idle.append(actor)
+                try:
+                    yield number, ray.get(reference)
+                except ray.exceptions.RayError:
+                    for _ in range(_NOTICED_S if len(self._hosts) > 1 else 0):  # perhaps a host is lost
+                        self._refuse_loss()
+                        time.sleep(1)
+                    raise
             check_ray(self._words.goes_on)
+            if time.monotonic() - self._looked_s > _POLL_S:
+                self._refuse_loss()
             if not finished:
-                yield None
+                yield -1, None
+
+    def _refuse_loss(self) -> None:
+        """Raises HostLostError when a host is lost that nobody else watches: Ray would wait until there is room again
+        for the actors that it had, and with them their work."""
+        self._looked_s = time.monotonic()
+        if not self._is_watched and self._hosts - set(_hosts()):
+            raise HostLostError
+
+    def _do_without(self) -> None:
+        had_gpus, self._hosts_may_go = self.num_gpus > 0, True
+        self.end()
+        self._look()
+        if not self.num_cpus or (had_gpus and not self.num_gpus):
+            raise OSError(f"the hosts of the Ray cluster that could do this are lost; {self._words.goes_on}")
+        print("blsp: a host of the Ray cluster is lost; going on with the others", file=sys.stderr)
 
     def end(self) -> None:
         """All that were started."""
         import ray
 
+        self._team = None
         while self._started and not ray_is_dead():
             ray.kill(self._started.pop())
+
+
+def _hosts() -> dict[str, dict[str, float]]:
+    """The resources of those that are there."""
+    import ray
+
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return {node["NodeID"]: node["Resources"] for node in nodes if node["Alive"]}
 
 
 def number_that_fits(field: str, asked: int, there: int, unit: str, *, hosts_may_go: bool) -> int:

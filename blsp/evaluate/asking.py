@@ -21,7 +21,7 @@ from blsp.evaluate.kept import GOES_ON, KeptAnswers
 from blsp.hf.convert import is_transformers_folder
 from blsp.provenance import versions
 from blsp.recipe import EvalRecipe
-from cluster.ray_actors import Actors, Words, ray_actors
+from cluster.ray_actors import Actors, Team, Words, ray_actors
 from shards.prompts import PROMPTS
 from shards.sample import Utterance
 from shards.writers.fingerprint import model_fingerprint
@@ -78,10 +78,14 @@ def answering(recipe: EvalRecipe, *, over_ray: bool) -> Iterator[Answer]:
         desk = Desk(**settings)
         yield lambda missing: ((number, desk.answer(chunk)) for number, chunk in missing)
         return
-    with ray_actors(recipe.ray_address, Words("batch", "batch_size", GOES_ON)) as actors:
+
+    def start(actors: Actors) -> Team:
         number, num_cpus, num_gpus = _room(actors, recipe.actors, all_of_it=over_ray)
         desks = actors.start(_Actor, str(Path.cwd()), settings, number=number, num_cpus=num_cpus, num_gpus=num_gpus)
-        yield lambda missing: actors.work(missing, desks, lambda desk, piece: desk.answer.remote(*piece))
+        return desks, lambda desk, piece: desk.answer.remote(*piece)
+
+    with ray_actors(recipe.ray_address, Words("batch", "batch_size", GOES_ON), start) as actors:
+        yield actors.work
 
 
 class _Actor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
-from cluster.ray_actors import Actors, Words, ray_actors
+from cluster.ray_actors import Actors, Team, Words, ray_actors
 from shards.decoder import Decoder
 from shards.pipeline.answers import Answers, answer
 from shards.pipeline.job import ShardJob
@@ -52,25 +52,24 @@ def run_tasks(
     Raises NoSpaceError, ValueError or OSError as the writer or the task did, and OSError when workers keep dying or Ray
     itself dies.
     """
-    with ray_actors(job.ray_address, Words("shard", "writer.batch_size", GOES_ON)) as actors:
-        llm_actors, cpu_actors = _start_actors(actors, job, len(tasks), load_writer)
 
-        def ask(cpu: Any, task: Task) -> Any:
-            llm = llm_actors[task.number % len(llm_actors)]
-            return cpu.write_task.remote(task, llm.answer.remote(task))
+    def start(actors: Actors) -> Team:
+        return _start_actors(actors, job, len(tasks), load_writer)
 
-        yield from actors.work(tasks, cpu_actors, ask)  # keeps an LLM ahead of every CPU actor
+    with ray_actors(job.ray_address, Words("shard", "writer.batch_size", GOES_ON), start) as actors:
+        yield from actors.work(tasks)
 
 
-def _start_actors(
-    actors: Actors, job: ShardJob, num_tasks: int, load_writer: Callable[[ShardJob], Writer]
-) -> tuple[list[Any], list[Any]]:
-    """LLM actors, on a GPU each where there are some, and CPU actors, on a core each."""
+def _start_actors(actors: Actors, job: ShardJob, num_tasks: int, load_writer: Callable[[ShardJob], Writer]) -> Team:
+    """LLM actors, on a GPU each where there are some, and CPU actors, on a core each; the latter are asked, and a
+    waiting task of each keeps an LLM ahead of it."""
     num_llms, num_gpus = job.llm_actors, 0
     if actors.num_gpus:
         num_llms, num_gpus = actors.fitting("llm_actors", num_llms, actors.num_gpus, "GPUs"), 1
     num_cpus = min(job.cpu_actors or actors.num_cpus, actors.num_cpus, num_tasks)
-    return (
-        actors.start(_LlmActor, job, load_writer, number=min(num_llms, num_tasks), num_cpus=0, num_gpus=num_gpus),
-        actors.start(_CpuActor, job, number=num_cpus, num_cpus=1),
-    )
+    llms = actors.start(_LlmActor, job, load_writer, number=min(num_llms, num_tasks), num_cpus=0, num_gpus=num_gpus)
+
+    def ask(cpu: Any, task: Task) -> Any:
+        return cpu.write_task.remote(task, llms[task.number % len(llms)].answer.remote(task))
+
+    return actors.start(_CpuActor, job, number=num_cpus, num_cpus=1), ask
