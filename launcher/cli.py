@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from launcher import cluster_verbs
+from launcher import cluster_verbs, set_verbs
 from launcher.arguments import Overrides, RecipeName
 from launcher.errors import exit_code_of
 
@@ -96,7 +96,6 @@ app.add_typer(shard, name="shard")
 checkpoints = typer.Typer(help="Look after the checkpoints of a run.", no_args_is_help=True)
 app.add_typer(checkpoints, name="checkpoint")
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a training.")]
-ShardSetPath = Annotated[str, typer.Argument(metavar="SET", help="Folder (or URL) of a shard set.")]
 Seed = Annotated[int, typer.Option(help="Of the synthesised voices, the order of clips and the new weights.")]
 
 
@@ -173,43 +172,10 @@ def manifest(
 
 
 shard.command("recipe", hidden=True)(cluster_verbs.shard)
-
-
-@shard.command("verify")
-def verify_shards(
-    shards: ShardSetPath,
-    fast: Annotated[bool, typer.Option("--fast", help="Only sizes, indexes and a few samples of each shard.")] = False,
-) -> None:
-    """Look at every byte of a shard set: one line per damage, and exit code 1 if there is any."""
-    from launcher import sets
-
-    raise typer.Exit(sets.verify(shards, fast))
-
-
-@shard.command("index")
-def index_shards(
-    tars: Annotated[list[str], typer.Argument(metavar="TAR...", help="WebDataset tars (paths or URLs), not packed.")],
-    out: Annotated[str, typer.Option(metavar="SET", help="The new set's folder.")],
-    corpus: Annotated[str, typer.Option(help="Name of the corpus; part of every clip's id.")],
-    licence: Annotated[str | None, typer.Option(help="Under which the clips may be used.")] = None,
-) -> None:
-    """Make a set over tars that others wrote; their audio stays where it is, and training reads it from there."""
-    from launcher import sets
-
-    sets.index(tars, out, corpus, licence)
-
-
-@shard.command("remove")
-def remove_from_shards(
-    shards: ShardSetPath,
-    out: Annotated[str, typer.Argument(metavar="OUT", help="The new set's folder; SET is left as it is.")],
-    speaker: Annotated[str | None, typer.Option(help="Remove this speaker, of all corpora or of --corpus.")] = None,
-    corpus: Annotated[str | None, typer.Option(help="Remove this corpus.")] = None,
-) -> None:
-    """Make a set without a speaker or a corpus that stands by itself, and prove that nothing of them is in it."""
-    from launcher import sets
-
-    sets.remove(shards, out, speaker, corpus)
+shard.command("verify")(set_verbs.verify)
+shard.command("index")(set_verbs.index)
+shard.command("remove")(set_verbs.remove)
+shard.command("report")(set_verbs.report)
 
 
 @app.command()

@@ -1,6 +1,8 @@
-"""The verbs under `shard` that need no recipe: `verify`, `index`, `remove`."""
+"""The verbs under `shard` that need no recipe: `verify`, `index`, `remove`, `report`."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from launcher.data import print_counts
 from launcher.errors import on_ctrl_c
@@ -63,3 +65,13 @@ def remove(shards: str, out: str, speaker: str | None, corpus: str | None) -> No
     print(f"{out}: {removed.removed} clips of {selection} removed, {removed.kept} kept{encoded}")
     print("proved of it:", *removed.proved, sep="\n  ")
     print(f"not looked at: what others say in their clips. {shards} still holds the clips: delete it, and copies of it")
+
+
+def report(shards: str, out: Path | None, beside: list[str]) -> None:
+    """Writes the page, and prints where it is."""
+    from blsp.set_report import write_set_report
+
+    out = out or Path(f"{shards.rstrip('/').rsplit('/', 1)[-1] or 'set'}.html")
+    with on_ctrl_c("stopped; nothing was written"):
+        write_set_report(shards, out, beside)
+    print(out)

@@ -52,9 +52,9 @@ ALLOWED = {
     },
     "ray": {"cluster.ray_actors", "cluster.ray_session"},
     "s3fs": {"shards.sets.object_store"},
-    "sklearn": {"blsp.evaluate.systems"},
+    "sklearn": {"blsp.evaluate.systems", "shards.targets.leakage"},
     "tensorboard": {"blsp.shown", "blsp.tracking", "blsp.validate"},
-    "typer": {"launcher.arguments", "launcher.cli", "launcher.cluster_verbs"},
+    "typer": {"launcher.arguments", "launcher.cli", "launcher.cluster_verbs", "launcher.set_verbs"},
     "vllm": {"shards.writers.with_vllm"},
     "webdataset": set(),  # for tests and benchmarks
 }
