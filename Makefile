@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-fast fuzz check bench-data bench-train bench-train-loop soak clean
+.PHONY: quickstart test test-fast fuzz check bench-data bench-train bench-train-loop bench-writer soak clean
 
 quickstart: .venv/installed
 	$(BIN)/blsp quickstart
@@ -35,6 +35,10 @@ bench-train: .venv/installed
 bench-train-loop: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.checkpoint
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.loop
+
+# The writing of continuations beside the plain loop of the authors.
+bench-writer: .venv/installed
+	$(BIN)/python -m tests.bench.writer $(if $(OUT),--out $(OUT))
 
 # 50 faults drawn from a seed, over one run that must end as an undisturbed one does. About twenty minutes.
 soak: .venv/installed

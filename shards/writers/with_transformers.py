@@ -20,6 +20,8 @@ from shards.writers.protocol import Generation, NoAnswer, Request
 if TYPE_CHECKING:
     from torch import Tensor
 
+_GOING_SHARE = 0.75  # of a batch: with fewer it is made smaller, which copies its keys and values
+
 
 def kept_predictions(logits: Tensor, spec: TeacherSpec) -> NDArray[np.void]:
     """What shards keep of an LLM's logits [R, V] before each response token: rows of `spec.row`."""
@@ -50,7 +52,7 @@ class TransformersWriter(GreedyWriter[list[int]]):
     ) -> None:
         """Raises OSError or ValueError in transformers' words when the model or its chat template cannot be loaded."""
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+        from transformers import AutoModelForCausalLM, AutoTokenizer
 
         on_gpu = torch.cuda.is_available()
         self._device = torch.device("cuda" if on_gpu else "cpu")
@@ -64,13 +66,7 @@ class TransformersWriter(GreedyWriter[list[int]]):
                 llm_path, revision=revision, dtype=dtype, trust_remote_code=False
             )
         self._model: Any = model.to(self._device)
-        # Not the model's own file: it may ask for sampling or a repetition penalty.
-        self._model.generation_config = GenerationConfig(
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=template.end_of_turn_id,
-            pad_token_id=template.end_of_turn_id,
-        )
+        self._max_new_tokens = max_new_tokens
         self._batch_size = batch_size
         version = model_fingerprint(llm_path, getattr(self._model.config, "_commit_hash", None) or revision)
         name = f"{version} wording={template.wording} greedy max_new_tokens={max_new_tokens}"
@@ -140,15 +136,32 @@ class TransformersWriter(GreedyWriter[list[int]]):
         return prompt_ids(self.template, request)
 
     def _generate(self, prompts: list[list[int]]) -> list[Generation]:
-        """Of one batch, padded on the left."""
+        """Of one batch, padded on the left. Texts that have ended leave it once they are a quarter."""
         import torch
 
         width, end = max(map(len, prompts)), self.template.end_of_turn_id
-        ids = torch.tensor([[end] * (width - len(prompt)) + prompt for prompt in prompts])
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        ids = torch.tensor([[end] * (width - len(prompt)) + prompt for prompt in prompts], device=self._device)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self._device)
+        mask = (torch.arange(width, device=self._device) >= (width - lengths)[:, None]).long()
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        new: list[list[int]] = [[] for _ in prompts]
+        rows, cache = list(range(len(prompts))), None
         with torch.inference_mode():
-            output = self._model.generate(input_ids=ids.to(self._device), attention_mask=mask.to(self._device))
-        return [
-            generation(self.template, prompt, row)
-            for prompt, row in zip(prompts, output[:, width:].tolist(), strict=True)
-        ]
+            while True:
+                output = self._model(
+                    input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+                    logits_to_keep=1,
+                )  # fmt: skip
+                ids, cache = output.logits[:, -1:].argmax(-1), output.past_key_values
+                for row, token in zip(rows, ids[:, 0].tolist(), strict=True):
+                    new[row].append(token)
+                going = [place for place, row in enumerate(rows) if end not in new[row]]
+                if not going or len(new[rows[going[0]]]) == self._max_new_tokens:
+                    break
+                positions = positions[:, -1:] + 1
+                if len(going) <= _GOING_SHARE * len(rows) and hasattr(cache, "batch_select_indices"):
+                    kept = torch.tensor(going, device=self._device)
+                    cache.batch_select_indices(kept)
+                    ids, mask, positions, rows = ids[kept], mask[kept], positions[kept], [rows[i] for i in going]
+                mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
+        return [generation(self.template, prompt, ids) for prompt, ids in zip(prompts, new, strict=True)]
