@@ -271,13 +271,16 @@ def chat(
     audio: Annotated[
         list[Path] | None, typer.Argument(metavar="[WAV]...", help="Spoken turns, one audio file each.")
     ] = None,
+    language: Annotated[
+        str | None, typer.Option("--language", help="zh: the system message is in Chinese; else in English.")
+    ] = None,
 ) -> None:
     """Talk to a trained model. Without WAV it asks for turns: the path of an audio file is heard, any other line is
     read. Each turn stands alone for now: the model remembers none before it.
     """
     from launcher import use
 
-    use.chat(run, audio or [])
+    use.chat(run, audio or [], language)
 
 
 @app.command()

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from blsp.model import SpeechLM
 
-_PROMPT = "chat"
 _MAX_NEW_TOKENS = 128
 _AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".au", ".sph"}
 
@@ -48,20 +47,22 @@ def report(evaluation: Path, *, runs: list[Path], out: Path) -> None:
     print(out)
 
 
-def chat(run: Path, audio: list[Path]) -> None:
-    """Answers each audio file; without any, each line that is typed: a path is heard, anything else is read."""
+def chat(run: Path, audio: list[Path], language: str | None = None) -> None:
+    """Answers each audio file; without any, each line that is typed: a path is heard, anything else is read. The system
+    message is in Chinese for the language zh, else in English."""
     from shards.audio import load_audio
 
     turns = [(path, load_audio(path)) for path in audio]  # what cannot be heard is said before models are loaded
     silence_libraries()
     from blsp.hf.convert import load_model
+    from shards.prompts import in_language
 
-    model, console = load_model(run), Console()
+    model, console, prompt = load_model(run), Console(), in_language("chat", language)
     for path, waveform in turns:
         console.print(f"[bold]{escape(path.name)}[/bold]")
-        _answer_speech(model, waveform, console)
+        _answer_speech(model, waveform, prompt, console)
     if not turns:
-        _converse(model, console)
+        _converse(model, prompt, console)
 
 
 def export(run: Path, out: Path, *, step: str, classifier: bool, merge: bool) -> None:
@@ -75,7 +76,7 @@ def export(run: Path, out: Path, *, step: str, classifier: bool, merge: bool) ->
     print(out)
 
 
-def _converse(model: SpeechLM, console: Console) -> None:
+def _converse(model: SpeechLM, prompt: str, console: Console) -> None:
     """Until an empty line, Ctrl-D or Ctrl-C."""
     from shards.audio import load_audio
 
@@ -86,9 +87,9 @@ def _converse(model: SpeechLM, console: Console) -> None:
         path = _audio_path(line)
         try:
             if path is None:
-                _print(model.answer(line, _PROMPT, _MAX_NEW_TOKENS), console)
+                _print(model.answer(line, prompt, _MAX_NEW_TOKENS), console)
             else:
-                _answer_speech(model, load_audio(path), console)
+                _answer_speech(model, load_audio(path), prompt, console)
         except (ValueError, OSError) as error:
             console.print(escape(str(error)), style="red")
 
@@ -109,13 +110,13 @@ def _audio_path(line: str) -> Path | None:
     return None
 
 
-def _answer_speech(model: SpeechLM, waveform: NDArray[np.int16], console: Console) -> None:
+def _answer_speech(model: SpeechLM, waveform: NDArray[np.int16], prompt: str, console: Console) -> None:
     from shards.sample import EMOTIONS
 
     if "classifier" in model.exported_parts:
         chances = model.classify([waveform])[0]
         console.print(f"[dim]sounds {EMOTIONS[int(chances.argmax())]} ({math.exp(chances.max()):.0%})[/dim]")
-    _print(model.generate([waveform], _PROMPT, _MAX_NEW_TOKENS)[0], console)
+    _print(model.generate([waveform], prompt, _MAX_NEW_TOKENS)[0], console)
 
 
 def _print(answer: str, console: Console) -> None:

@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForCausalLM,
     FalconConfig,
     FalconForCausalLM,
+    GenerationConfig,
     HubertConfig,
     LlamaConfig,
     MistralConfig,
@@ -31,6 +32,8 @@ from shards.batches.collate import Batch, Collator
 from shards.prompts import PROMPTS, ChatTemplate
 from shards.sample import Continuation, Utterance
 from shards.sets.shard_set import Sample
+from shards.writers.protocol import Request
+from shards.writers.with_transformers import TransformersWriter
 from tests.blsp.tiny import CPU, LORA, STAGE_1, WAVE_SIZES, clip, make_encoder, make_wave_encoder, model_section
 from tests.conftest import CHAT_TEMPLATE
 
@@ -154,6 +157,17 @@ def test_a_greedy_answer_to_words_is_transformers_own_and_clips_are_answered_as_
 
 
 @torch.no_grad()
+def test_a_writers_batch_is_what_transformers_generates_for_each_alone(model: SpeechLM, plain: Any) -> None:
+    writer = TransformersWriter(model.config.llm, max_new_tokens=6, batch_size=4)
+    requests = [Request("a " * n, None, "continue") for n in (1, 30, 9, 4)]
+    end = writer.template.end_of_turn_id
+    settings = GenerationConfig(do_sample=False, max_new_tokens=6, eos_token_id=end, pad_token_id=end)
+    for request, answer in zip(requests, writer.write(requests), strict=True):
+        ids = torch.tensor([writer.prompt(request)])
+        new = plain.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)[0, ids.shape[1] :]
+        assert answer.text == writer.template.decode([token for token in new.tolist() if token != end])
+
+
 def test_lora_of_scope_all_acts_on_text_and_in_decoding_only_where_speech_is_heard(model: SpeechLM) -> None:
     model.eval()
     clips, words = [clip(9000)], model.answer("Good morning", "chat", 8)
