@@ -1,6 +1,7 @@
 """Runs of stand-in ranks: a few lines of Python in place of a training, so that a launch costs tenths of a second.
 
-`python -m tests.cluster.standin RUN CODE HOSTS LIMITS` coordinates such a run from a process of its own.
+`python -m tests.cluster.standin RUN CODE HOSTS LIMITS` coordinates such a run from a process of its own. One of LIMITS
+may be "stop_grace_s", how long the other ranks have after the first one has stopped.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from cluster import supervise as supervision
 from cluster.agent_link import here
 from cluster.supervise import Job, Limits, supervise
 
@@ -63,5 +65,7 @@ def started(run: Path, code: str, limits: str = "{}") -> subprocess.Popen[str]:
 
 
 if __name__ == "__main__":
-    folder, lines, ranks, fields = sys.argv[1:]
-    sys.exit(coordinate(Path(folder), lines, json.loads(ranks), replace(LIMITS, **json.loads(fields))))
+    folder, lines, ranks = sys.argv[1:4]
+    fields = json.loads(sys.argv[4])
+    supervision._STOP_GRACE_S = fields.pop("stop_grace_s", supervision._STOP_GRACE_S)
+    sys.exit(coordinate(Path(folder), lines, json.loads(ranks), replace(LIMITS, **fields)))
