@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.audio import AudioError, decode_audio, decode_flac
+from shards.prompts import in_language
 from shards.sample import EMOTIONS, Utterance
 from shards.sets.index import (
     EARLIER_CLIP,
@@ -201,8 +202,9 @@ class ShardCheck:
         }  # fmt: skip
         if differing := [name for name, (here, there) in both.items() if here != there]:
             raise ValueError(f"record and index do not agree on {' and '.join(differing)}")
-        if prompt != self.description.prompt:
-            raise ValueError(f"written under the prompt {prompt!r}, dataset.json says {self.description.prompt!r}")
+        asked = self.description.prompt
+        if prompt != asked and (asked is None or prompt != in_language(asked, utterance.language)):
+            raise ValueError(f"written under the prompt {prompt!r}, dataset.json says {asked!r}")
         if utterance.corpus not in self.description.corpora:
             raise ValueError(f"the corpus {utterance.corpus!r} is not in dataset.json")
         return utterance
