@@ -1,4 +1,4 @@
-"""From each corpus as it is unpacked to shards, in one set, with nothing lost on the way."""
+"""From each corpus as it is unpacked to shards, in one set with nothing lost on the way, and to the page on it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from blsp.set_report import write_set_report
 from shards.corpora.build import build_manifest
 from shards.manifest import read_manifest
 from shards.pipeline.job import ShardJob, Summary
@@ -18,6 +19,7 @@ from shards.targets.filters import Filters
 from tests.shards.corpora.miniatures import miniature, names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("prompt", "labelled"), [("continue", False), ("continue_emotion", True)])
 def test_every_corpus_becomes_shards(
     prompt: str, labelled: bool, job: ShardJob, make_shards: Callable[..., Summary], tmp_path: Path
@@ -44,3 +46,6 @@ def test_every_corpus_becomes_shards(
     assert damages == []
     report = json.loads((Path(job.out) / "report.json").read_text())
     assert {row["corpus"]: row["clips"] for row in report["corpora"]} == clips
+    write_set_report(str(job.out), tmp_path / "report.html", [])
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert [corpus for corpus in clips if corpus not in page] == []
