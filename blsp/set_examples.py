@@ -94,7 +94,7 @@ def _own_clip(waveform: NDArray[np.int16], record: Record) -> NDArray[np.int16]:
 
 def _clip(example: Example, player: str) -> str:
     said, continuation = example.record.utterance, example.record.continuation
-    gain = "" if example.gain is None else f", gain {example.gain:.3f}"
+    gain = "" if example.gain is None else f", gain {example.gain:z.3f}"
     facts = ", ".join(filter(None, (said.corpus, said.speaker, said.language)))
     lines = [("said", said.text)]
     if continuation is not None:

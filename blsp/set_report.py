@@ -155,8 +155,8 @@ def _gains(found: Survey) -> str:
     rows, known = found.shard_set.rows, found.gains[~np.isnan(found.gains)]
     table = [
         (
-            f"{row['corpus']}, {row['emotion']}", f"{row['clips']:,}", f"{row['mean']:.3f}", f"{row['p10']:.3f}",
-            f"{row['median']:.3f}", f"{row['p90']:.3f}",
+            f"{row['corpus']}, {row['emotion']}", f"{row['clips']:,}", f"{row['mean']:z.3f}", f"{row['p10']:z.3f}",
+            f"{row['median']:z.3f}", f"{row['p90']:z.3f}",
         )
         for row in summarised(sorted(found.shard_set.corpora), rows["corpus"], rows["emotion"], found.gains)
     ]  # fmt: skip
@@ -184,8 +184,8 @@ def _leakage(found: Survey) -> str:
         "<h2>What the words give away</h2><p>Emotion guessed from text alone, by TF-IDF and logistic regression, the "
         "mean over emotions of the share that is right. From the transcript: how much needs no voice. From the "
         "continuation: whether targets differ by tone; at chance there is nothing to learn from them.</p>"
-        f'<figure>{svg}</figure><p class="note">{first.clips:,} clips; {first.groups:,} speakers (texts, where these '
-        "are unknown) kept apart in 5 folds or fewer; bars: 95&#8239;% interval, whole speakers redrawn.</p>"
+        f'<figure>{svg}</figure><br><p class="note">{first.clips:,} clips; {first.groups:,} speakers (texts, where '
+        "these are unknown) kept apart in 5 folds or fewer; bars: 95&#8239;% interval, whole speakers redrawn.</p>"
     )
 
 

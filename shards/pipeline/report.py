@@ -162,8 +162,8 @@ def _gain_table(rows: Sequence[dict[str, Any]]) -> list[str]:
         return []
     head = ["## Emotion gain, nats per token", "", "| corpus, emotion | clips | mean | 10 % | median | 90 % |"]
     cells = [
-        f"| {row['corpus'].replace('|', '¦')}, {row['emotion']} | {row['clips']} | {row['mean']:.3f} | "
-        f"{row['p10']:.3f} | {row['median']:.3f} | {row['p90']:.3f} |"
+        f"| {row['corpus'].replace('|', '¦')}, {row['emotion']} | {row['clips']} | {row['mean']:z.3f} | "
+        f"{row['p10']:z.3f} | {row['median']:z.3f} | {row['p90']:z.3f} |"
         for row in rows
     ]
     return [*head, "|---|---:|---:|---:|---:|---:|", *cells, ""]

@@ -38,7 +38,7 @@ def with_gains(
     with_label = writer.log_probabilities(told, texts) if asked else None
     if template is None or with_label is None:
         return list(continuations)
-    untold = [dataclasses.replace(request, prompt=_learners(request.prompt)) for request in told]
+    untold = [dataclasses.replace(request, prompt=learners_prompt(request.prompt)) for request in told]
     without = writer.log_probabilities(untold, texts)
     assert without is not None
     gains: dict[tuple[Request, Continuation], float] = {}
@@ -51,7 +51,7 @@ def with_gains(
     ]
 
 
-def _learners(prompt: str) -> str:
+def learners_prompt(prompt: str) -> str:
     """The prompt that the model which hears is trained under, in the language of the writer's."""
     language = language_of(prompt)
     return next(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
 _MIN_BYTES = 25  # of letters in UTF-8: some five English words, or nine Chinese characters; less says too little
@@ -20,7 +21,8 @@ def in_another_language(text: str, transcript: str, language: str | None) -> boo
     is known. By character n-grams (py3langid); a text too short to tell is in none."""
     if _letter_bytes(text) < _MIN_BYTES:
         return False
-    expected = language.lower().partition("-")[0] if language else None
+    expected = re.split("[-_]", language.lower())[0] if language else None
+    expected = "zh" if expected in ("cmn", "mandarin", "chinese") else expected
     spoken = _log_probabilities(transcript)
     if expected is None:
         if _letter_bytes(transcript) < _MIN_BYTES:

@@ -20,7 +20,7 @@ from shards.sets.gains import emotion_gains, gains_file
 from shards.sets.remove import Selection, remove
 from shards.sets.shard_set import ShardSet
 from shards.targets.filters import Filters
-from shards.targets.gain import with_gains
+from shards.targets.gain import learners_prompt, with_gains
 from shards.writers.protocol import Request, Writer
 from shards.writers.with_transformers import TransformersWriter
 
@@ -53,6 +53,8 @@ def test_the_gain_is_what_the_formula_says(llm_folder: Path) -> None:
         assert text.gain == pytest.approx(_directly(llm_folder, writer.template, request, before), abs=1e-5)
         assert replace(text, gain=None) == before
     assert measured[3].gain is None  # there is no token to gain by
+    assert learners_prompt("continue_emotion_zh") == "continue_tone_zh"
+    assert learners_prompt("reply_emotion") == "chat"
     plain = [replace(request, prompt="continue") for request in asked]
     assert with_gains(writer, plain, written) == written  # nothing was told
 

@@ -18,6 +18,7 @@ def test_another_language_is_known_with_and_without_the_manifests_word(transcrip
     assert in_another_language(text, transcript, None)
     assert in_another_language(text, transcript, language)
     assert not in_another_language(transcript, transcript, language)
+    assert in_another_language(EN, ZH, "cmn")
 
 
 @pytest.mark.parametrize(
