@@ -42,8 +42,9 @@ class _Lines:
     def write(self) -> None:
         """Raises OSError when that fails; no line gets lost or torn by it."""
         if os.fstat(self._file.fileno()).st_nlink == 0:  # its folder was removed; in one that was moved it lives on
+            anew = self._path.open("ab", buffering=0)  # which may fail, and is tried again then
             self._file.close()
-            self._file = self._path.open("ab", buffering=0)
+            self._file = anew
         while self._waiting:
             self._waiting = self._waiting[self._file.write(self._waiting) :]
 

@@ -192,6 +192,26 @@ def test_a_log_whose_folder_is_removed_begins_anew_in_the_new_one(tmp_path: Path
     assert lines(run) == [{"step": 2, "loss": 2.0}]
 
 
+def test_a_folder_that_is_missing_for_a_while_costs_no_line(tmp_path: Path) -> None:
+    run, said, looks = tmp_path / "run", list[str](), list[int]()
+
+    def still_owned() -> None:
+        looks.append(len(looks))
+        if not run.exists() and len(looks) > 3:
+            run.mkdir()
+
+    tracker = Tracker(run, 0, said.append, still_owned)
+    tracker.log(1, {"loss": 1.0})
+    while not looks or not lines(run):
+        time.sleep(0.01)
+    shutil.rmtree(run.rename(tmp_path / "removed"), ignore_errors=True)
+    for step in (2, 3, 4):
+        tracker.log(step, {"loss": float(step)})
+    tracker.close()
+    assert [line["step"] for line in lines(run)] == [2, 3, 4]
+    assert len([sentence for sentence in said if "its lines are kept and tried again" in sentence]) == 1
+
+
 def test_a_disk_that_hangs_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "_PATIENCE_S", 0.05)
     warnings: list[str] = []
