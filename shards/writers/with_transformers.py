@@ -20,7 +20,7 @@ from shards.writers.protocol import Generation, NoAnswer, Request
 if TYPE_CHECKING:
     from torch import Tensor
 
-_GOING_SHARE = 0.75  # of a batch: with fewer it is made smaller, which copies its keys and values
+_GOING_SHARE = 0.9  # of a batch: with fewer it is made smaller, which copies its keys and values
 
 
 def kept_predictions(logits: Tensor, spec: TeacherSpec) -> NDArray[np.void]:
@@ -136,17 +136,25 @@ class TransformersWriter(GreedyWriter[list[int]]):
         return prompt_ids(self.template, request)
 
     def _generate(self, prompts: list[list[int]]) -> list[Generation]:
-        """Of one batch, padded on the left. Texts that have ended leave it once they are a quarter."""
+        """Of one batch, padded on the left. What all prompts begin with is read once; texts that have ended leave."""
         import torch
 
-        width, end = max(map(len, prompts)), self.template.end_of_turn_id
-        ids = torch.tensor([[end] * (width - len(prompt)) + prompt for prompt in prompts], device=self._device)
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self._device)
-        mask = (torch.arange(width, device=self._device) >= (width - lengths)[:, None]).long()
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        end, shared = self.template.end_of_turn_id, self._shared_prefix(prompts)
+        width = max(map(len, prompts)) - shared
+        rest = [prompt[shared:] for prompt in prompts]
+        ids = torch.tensor([[end] * (width - len(each)) + each for each in rest], device=self._device)
+        lengths = torch.tensor([len(each) for each in rest], device=self._device)
+        own = (torch.arange(width, device=self._device) >= (width - lengths)[:, None]).long()
+        positions = (own.cumsum(1) - 1).clamp(min=0) + shared
+        mask = torch.cat([own.new_ones(len(rest), shared), own], 1)
         new: list[list[int]] = [[] for _ in prompts]
         rows, cache = list(range(len(prompts))), None
         with torch.inference_mode():
+            if shared:
+                prefix = torch.tensor([prompts[0][:shared]], device=self._device)
+                at = torch.arange(shared, device=self._device)[None]
+                cache = self._model(input_ids=prefix, position_ids=at, use_cache=True, logits_to_keep=1).past_key_values
+                cache.batch_repeat_interleave(len(prompts))
             while True:
                 output = self._model(
                     input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
@@ -165,3 +173,14 @@ class TransformersWriter(GreedyWriter[list[int]]):
                     ids, mask, positions, rows = ids[kept], mask[kept], positions[kept], [rows[i] for i in going]
                 mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
         return [generation(self.template, prompt, ids) for prompt, ids in zip(prompts, new, strict=True)]
+
+    def _shared_prefix(self, prompts: Sequence[list[int]]) -> int:
+        """How many ids all prompts begin with, which are then read once for all; 0 where padding behind them would move
+        what a layer sees (sliding windows, recurrences)."""
+        config = self._model.config.get_text_config()
+        layers = set(getattr(config, "layer_types", None) or ())
+        if len(prompts) < 2 or layers - {"full_attention"} or (not layers and getattr(config, "sliding_window", None)):
+            return 0
+        first, last = min(prompts), max(prompts)
+        same = next((i for i, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first))
+        return min(same, *(len(prompt) - 1 for prompt in prompts))

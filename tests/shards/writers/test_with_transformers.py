@@ -63,12 +63,13 @@ def test_texts_that_have_ended_leave_the_batch_and_the_others_go_on_as_alone(llm
     texts = [" ".join([*TEXTS[:2]] * (i % 3) + ["a"] * (i + 1)) for i in range(8)]
     prompts = [writer.prompt(Request(text, None, "continue")) for text in texts]
     written = dict(writer.generate(prompts))
-    calls = list(widths)
+    alone, *calls = widths
     model.generation_config = GenerationConfig(do_sample=False, max_new_tokens=9, eos_token_id=end, pad_token_id=end)
     for number, prompt in enumerate(prompts):
         ids = model.generate(input_ids=torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=int))
         new = ids[0, len(prompt) :].tolist()
         assert written[number].text == writer.template.decode([token for token in new if token != end])
         assert (written[number].finished, written[number].new_tokens) == (end in new, len(new))
+    assert alone == 1  # what all begin with
     assert calls == sorted(calls, reverse=True) and calls[0] == 8
     assert calls[-1] < 8
