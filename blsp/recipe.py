@@ -284,6 +284,13 @@ class ShardRecipe(Section):
             yield ("base",), "the clips come from manifests or from a base; remove one of them"
         if not self.manifests and self.base is None:
             yield ("manifests",), "name at least one manifest, or a shard set as base"
+        measured = self.writer.prompt.endswith("_emotion") and getattr(self.writer, "gain", False)
+        if self.filters.min_gain is not None and not measured:
+            yield (
+                ("filters", "min_gain"),
+                "no gain is measured here: that takes a prompt that names the emotion, writer.gain, and a writer "
+                "that is no endpoint; remove it",
+            )
         if isinstance(self.writer, OpenAIWriterSection):
             if self.llm_actors > 1:
                 yield ("llm_actors",), "one process asks an endpoint, as fast as writer.concurrency allows; set it to 1"

@@ -271,3 +271,12 @@ def test_a_location_that_may_hold_a_secret_is_refused_without_repeating_it(root:
     (detail,) = error.value.errors()
     assert (detail["type"], "s3://bucket/prefix" in detail["msg"]) == ("location", True)
     assert "made-up-secret" not in detail["msg"]
+
+
+def test_a_least_gain_needs_a_writer_that_measures_it() -> None:
+    writer = {"llm": "a", "prompt": "continue_emotion"}
+    recipe = {"kind": "shard", "manifests": ["a.jsonl"], "out": "b", "writer": writer, "filters": {"min_gain": 0.05}}
+    assert ShardRecipe.model_validate(recipe).filters.min_gain == 0.05
+    for change in ({"prompt": "continue"}, {"gain": False}, {"backend": "openai"}):
+        with pytest.raises(ValidationError, match="no gain is measured here"):
+            ShardRecipe.model_validate({**recipe, "writer": {**writer, **change}})
