@@ -12,8 +12,8 @@ Audio paths are relative to the file's folder. A piece of a file is `start_s` an
 `talk.wav:16000:48000`: the first frame and the number of frames, at the file's own rate, -1 for all that follow. Their
 `corpus.zip:OFFSET:LENGTH` is refused: unzip the archive and name the file.
 
-Without an `id` the path without its ending is the id, with the numbers of its address; without a `corpus` the name of
-the file is.
+Without a `corpus` the name of the file is; without an `id` it is the corpus and the path without its ending, with the
+numbers of its address: the same path in two corpora is two clips.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def read_record(record: dict[str, object], source: str, root: Path, bad: str) ->
     if isinstance(emotion, str) and emotion not in EMOTIONS:
         return Reject(source, "unknown_emotion", f"unknown emotion {emotion!r}; known are {', '.join(EMOTIONS)}")
     if isinstance(audio, str):
-        record = {"id": _name_of(audio), "corpus": root.stem} | record
+        record = {"corpus": root.stem} | record
+        record = {"id": f"{record['corpus']}/{_name_of(audio)}"} | record
     try:
         utterance = Utterance.from_json(record).with_paths(lambda audio: str(root.absolute().parent / audio))
         utterance = _with_span(utterance)

@@ -21,7 +21,7 @@ def test_the_authors_own_lines_are_enough(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"audio": "wav/a.b.flac", "text": "I saw it.", "emotion": "sad"}')
     audio = str(tmp_path / "wav" / "a.b.flac")
     assert list(jsonl.read(tmp_path / "train.jsonl")) == [
-        Utterance(id="wav/a.b", audio=audio, text="I saw it.", corpus="train", emotion="sad")
+        Utterance(id="train/wav/a.b", audio=audio, text="I saw it.", corpus="train", emotion="sad")
     ]
 
 

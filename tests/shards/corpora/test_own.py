@@ -23,8 +23,8 @@ def test_an_address_counts_frames_at_the_rate_of_its_file(tmp_path: Path) -> Non
     assert all(isinstance(item, Utterance) for item in found)
     path = str(tmp_path / "talk.wav")
     assert [(item.id, item.spans) for item in found if isinstance(item, Utterance)] == [
-        ("talk-4000-2000", [(path, 0.5, 0.25)]),
-        ("talk-800--1", [(path, 0.1, None)]),
+        ("c/talk-4000-2000", [(path, 0.5, 0.25)]),
+        ("c/talk-800--1", [(path, 0.1, None)]),
         ("t", [(path, 0.0, 0.1), (path, 0.0, None)]),
     ]
 

@@ -23,7 +23,7 @@ def make(root: Path, defect: str | None = None) -> Made:
     """Two speakers; commas, quotes and empty cells in a row."""
     for audio, *_ in _ROWS:
         tone(root / audio)
-    made = Made(root / "corpus.csv", {"clips/0", "clips/1", "clips/2"})
+    made = Made(root / "corpus.csv", {"corpus/clips/0", "corpus/clips/1", "corpus/clips/2"})
     lines = [_line(row) for row in (_HEADER, *_ROWS)]
     if defect in ("unclosed_quote", "unclosed_quote_at_the_end"):
         lines.insert(1 if defect == "unclosed_quote" else 4, 'clips/0.flac,"never closed,sad,anna,train,0')

@@ -23,7 +23,7 @@ def make(root: Path, defect: str | None = None) -> Made:
         tone(root / row["audio"])
     turns = [{"role": "user", "audio": "wav/0.flac", "text": "Well?"}, {"role": "assistant", "text": "I see."}]
     rows.append({"id": "talk", "audio": "wav/1.flac", "text": "And now?", "messages": turns})  # type: ignore[dict-item]
-    made = Made(root / "corpus.jsonl", {"talk", *(f"wav/{i}" for i in range(5))})
+    made = Made(root / "corpus.jsonl", {"talk", *(f"corpus/wav/{i}" for i in range(5))})
     lines = [json.dumps(row) for row in rows]
     if defect == "bad_lines":
         lines += ["not json", "[]", '{"text": "no audio"}', '{"audio": "wav/0.flac", "text": "x", "age": 3}']
@@ -47,7 +47,7 @@ def make(root: Path, defect: str | None = None) -> Made:
         made.dropped["lfs_pointer"] = 1
     elif defect == "addresses":
         lines += ['{"audio": "wav/0.flac:1600:8000", "text": "x"}', '{"audio": "wav/0.flac:0:-1", "text": "x"}']
-        made.kept |= {"wav/0-1600-8000", "wav/0-0--1"}
+        made.kept |= {"corpus/wav/0-1600-8000", "corpus/wav/0-0--1"}
     elif defect == "bad_addresses":
         (root / "wav" / "noise.flac").write_bytes(b"no audio")
         lines += [json.dumps({"audio": audio, "text": "x"}) for audio in ("a.zip:40:900", "wav/noise.flac:0:9")]
