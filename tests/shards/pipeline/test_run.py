@@ -37,7 +37,7 @@ def test_inputs_are_written_rejected_or_duplicates(job: ShardJob, corpus: Path, 
     assert (summary.inputs, summary.written, summary.duplicates) == (27, 23, 3)
     assert summary.rejected == {"unknown_emotion": 1}
     assert [state.done for state in states] == sorted(state.done for state in states)
-    assert states[-1] == Progress(27, 1, 27, summary.hours)
+    assert states[-1] == Progress(27, 1, 27, pytest.approx(summary.hours))
     assert (job.out / "rejects" / "duplicates.jsonl").read_text().count("duplicate_id") == 3
 
 

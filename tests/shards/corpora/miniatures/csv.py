@@ -55,7 +55,7 @@ def make(root: Path, defect: str | None = None) -> Made:
     elif defect == "cell_over_lines":
         tone(root / "clips/3.flac")
         lines.append('clips/3.flac,"two\nlines","sad",anna,train,0')
-        made.kept.add("clips/3")
+        made.kept.add("corpus/clips/3")
     data = ("\r\n" if defect == "bom_and_crlf" else "\n").join(lines).encode()
     if defect == "bom_and_crlf":
         data = b"\xef\xbb\xbf" + data
