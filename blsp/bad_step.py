@@ -63,9 +63,10 @@ def record(run: Run, step: int, fault: str, batches: list[Batch], tables: list[T
         where = f" (the dearest clip is {ranked[culprit][0]}, on rank {culprit})"
     sentence = f"step {step}: {fault}{where}; no weight was changed. What the model heard is in {folder}{problem}"
     if run.guard.budget:
+        more = "engine.leap_sigmas: null or " if "leaps" in fault else ""
         raise BadStepError(
             f"{sentence}. The run ends ({run.guard.budget}): look at the clips, lower optim.lr, or allow more with "
-            f"engine.bad_step: skip; the checkpoints in {run.checkpoints} are from before",
+            f"{more}engine.bad_step: skip; the checkpoints in {run.checkpoints} are from before",
             step,
             [name for names in ranked for name in names],
             culprit,

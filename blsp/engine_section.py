@@ -41,7 +41,8 @@ class EngineSection(Section):
     leap_sigmas: PositiveFloat | Literal["auto"] | None = Field(
         "auto",
         description="a loss leaps when it is so many standard deviations above the mean of the last 128 steps (raise: "
-        "and above twice the mean; skip: so does a gradient's norm); auto: raise 20, skip 6; null: none does",
+        "and above twice the mean and 1 above it; skip: so does a gradient's norm); auto: raise 20, skip 6; null: none "
+        "does",
     )
     skipped_in_a_row: PositiveInt = Field(4, description="steps left out one after the other; one more ends the run")
     skipped_in_all: PositiveInt = Field(100, description="steps left out in the whole run; one more ends it")

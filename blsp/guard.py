@@ -19,7 +19,7 @@ from blsp.engine_section import EngineSection
 
 _WINDOW, _FEWEST = 128, 64
 _SIGMAS = {"raise": 20.0, "skip": 6.0}
-_FAR = 2.0  # times the mean; a run does not end for less
+_FAR, _FAR_NATS = 2.0, 1.0  # times the mean, and beyond it; a run does not end for less
 
 
 class Guard:
@@ -28,7 +28,8 @@ class Guard:
     A step is bad, too, when its loss leaps away from those of the last 128 steps that were taken; nothing is judged so
     before there are 64 of them. Under `skip` that is 6 standard deviations above their mean, and the gradient's norm is
     judged alike (OLMo-core's SkipStepOptimizer; there the steps left out count as well). A run that ends costs more
-    than a step: under `raise` it is 20 and twice the mean, of the loss alone, for clipping takes care of a norm.
+    than a step: under `raise` it is 20, twice the mean and a nat, of the loss alone: clipping takes care of a norm, and
+    of losses that are next to nothing any is many times the others.
     """
 
     def __init__(self, section: EngineSection, engine: Any, optimizer: torch.optim.Optimizer) -> None:
@@ -104,13 +105,14 @@ class Guard:
             return ""
         before = [taken[which] for taken in self._taken]
         mean = statistics.fmean(before)
-        if value <= (_FAR * mean if policy == "raise" else mean):  # nearly all; a deviation takes its time
+        usual = max(_FAR * mean, mean + _FAR_NATS) if policy == "raise" else mean
+        if value <= usual:  # nearly all; a deviation takes its time
             return ""
         deviation = statistics.stdev(before)
         if value <= mean + (_SIGMAS[policy] if sigmas == "auto" else sigmas) * deviation:
             return ""
-        usual = f"in the last {len(before)} steps it was {mean:.4g} ± {deviation:.2g}"
-        return f"{value:.4g}, leaps: {usual}, and engine.leap_sigmas is {sigmas}"
+        before_it = f"in the last {len(before)} steps it was {mean:.4g} ± {deviation:.2g}"
+        return f"{value:.4g}, leaps: {before_it}, and engine.leap_sigmas is {sigmas}"
 
     def _clip(self) -> None:
         """DeepSpeed's own, which lets the norm go where it has neither ZeRO nor bfloat16."""

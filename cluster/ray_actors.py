@@ -123,16 +123,21 @@ class Actors:
                 idle.append(actor)
                 try:
                     yield number, ray.get(reference)
-                except ray.exceptions.RayError:
-                    for _ in range(_NOTICED_S if len(self._hosts) > 1 else 0):  # perhaps a host is lost
-                        self._refuse_loss()
-                        time.sleep(1)
+                except ray.exceptions.RayError as error:
+                    if isinstance(getattr(error, "cause", error), ray.exceptions.RayError):
+                        self._wait_for_loss()
                     raise
             check_ray(self._words.goes_on)
             if time.monotonic() - self._looked_s > _POLL_S:
                 self._refuse_loss()
             if not finished:
                 yield -1, None
+
+    def _wait_for_loss(self) -> None:
+        """What Ray could not do is perhaps due to a host that is lost: raises HostLostError once that is seen."""
+        for _ in range(_NOTICED_S if len(self._hosts) > 1 else 0):
+            self._refuse_loss()
+            time.sleep(1)
 
     def _refuse_loss(self) -> None:
         """Raises HostLostError when a host is lost that nobody else watches: Ray would wait until there is room again

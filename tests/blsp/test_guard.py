@@ -55,6 +55,13 @@ def test_a_run_ends_for_a_wide_leap_only_where_losses_are_wide_apart() -> None:
     assert "leaps: in the last 65 steps it was" in judge.step(40.0, finite=True)
 
 
+def test_where_next_to_nothing_is_left_to_learn_no_run_ends_for_a_clip_that_is_misjudged() -> None:
+    judge, _ = guard([0.001, 0.0011] * 32)
+    assert judge.step(0.8, finite=True) == ""
+    judge, _ = guard([0.001, 0.0011] * 32)
+    assert judge.step(1.1, finite=True).startswith("the loss, 1.1, leaps")
+
+
 @pytest.mark.parametrize(("policy", "leaps"), [("raise", False), ("skip", True)])
 def test_a_gradient_leaps_only_where_steps_are_left_out(policy: str, leaps: bool) -> None:
     judge, engine = guard(CALM, bad_step=policy)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 
@@ -21,7 +22,8 @@ def test_more_actors_than_gpus_of_a_cluster_that_stays_are_refused() -> None:
         number_that_fits("llm_actors", 16, 8, "GPUs", hosts_may_go=False)
 
 
-# Each host has two cores and an actor on each; those of the second are gone after ten of forty pieces.
+# Each host has two cores and an actor on each. First one of them raises; then, of others, those of the second host are
+# gone after ten of forty pieces.
 CODE = """
 import os, secrets, signal, sys, time
 import psutil
@@ -37,6 +39,8 @@ address = f"{host}:{port}"
 
 class Slow:
     def double(self, number):
+        if number is None:
+            raise ValueError("no number")
         time.sleep(0.2)
         return 2 * number
 
@@ -46,6 +50,12 @@ def start(actors):
 
 with ray_node(host, port, is_head=True), ray_node(host, port, is_head=False) as second, ray_session(address):
     wait_for_nodes(2)
+    began_s = time.monotonic()
+    try:
+        with ray_actors(address, Words("piece", "it", "go on"), start) as actors:
+            list(actors.work([1, None]))
+    except ValueError as error:
+        print(f"{error} after {time.monotonic() - began_s:.0f} s")
     done = []
     with ray_actors(address, Words("piece", "it", "go on"), start) as actors:
         for result in actors.work(range(40)):
@@ -58,9 +68,11 @@ with ray_node(host, port, is_head=True), ray_node(host, port, is_head=False) as 
 
 
 @pytest.mark.slow
-def test_a_host_of_a_cluster_that_is_lost_costs_its_pieces_and_the_others_do_them() -> None:
+def test_an_error_ends_the_work_at_once_and_a_lost_host_costs_its_pieces_which_the_others_do() -> None:
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, timeout=150, check=False)
     assert done.returncode == 0, done.stderr
+    raised = re.search(r"^no number after (\d+) s$", done.stdout, re.MULTILINE)
+    assert raised is not None and int(raised[1]) < 50, f"an actor's own error is no loss of a host: {done.stdout}"
     assert sorted(ast.literal_eval(done.stdout.splitlines()[-1])) == list(range(0, 80, 2))
     assert "a host of the Ray cluster is lost; going on with the others" in done.stderr
     assert "actors = 4, but the hosts that are there have 2 cores" in done.stderr
