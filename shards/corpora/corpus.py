@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,10 +73,25 @@ def folder_of(root: Path, name: str, layout: str) -> Path:
     raise ValueError(f"{root / name}: no such folder; {layout}")
 
 
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files in `folder` and below, the folders sorted by name. Links are followed, for corpora are spread over
+    disks with them, each folder once; what begins with a dot (macOS leaves `._x.wav` beside each x.wav) is passed over.
+    """
+    seen: set[str] = set()
+    for path, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(path)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        yield from (Path(path, name) for name in sorted(names) if name[0] != ".")
+
+
 def audio_files(root: Path, suffixes: tuple[str, ...], layout: str) -> list[Path]:
     """All files below `root` with one of these endings, in either case, sorted by path. Raises ValueError, which tells
     the `layout` that was expected, when there is none."""
-    found = [path for path in root.absolute().rglob("*") if path.suffix.lower() in suffixes]
+    found = [path for path in files_below(root.absolute()) if path.suffix.lower() in suffixes]
     if not found:
         raise ValueError(f"{root}: no {' or '.join(suffixes)} file in this folder or below; {layout}")
     return sorted(found)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from shards.corpora.corpus import Corpus, Items, audio_fault, folder_of
+from shards.corpora.corpus import Corpus, Items, audio_fault, audio_files, folder_of
 from shards.manifest import Reject
 from shards.sample import Utterance
 
@@ -22,6 +22,7 @@ _EMOTIONS = {"N": "neutral", "F": "happy", "W": "angry", "T": "sad"}
 _OTHER_EMOTIONS = {"A": "fear", "E": "disgust", "L": "boredom"}
 _TEST_SPEAKERS = ("15", "16")
 _DEV_SPEAKERS = ("12", "13")
+_LAYOUT = "EmoDB's root holds a folder 'wav' with files like 03a01Fa.wav"
 _SENTENCES = {
     "a01": "Der Lappen liegt auf dem Eisschrank.",
     "a02": "Das will sie am Mittwoch abgeben.",
@@ -37,9 +38,9 @@ _SENTENCES = {
 
 
 def read(root: Path) -> Items:
-    """Yields an utterance or a reject per wav file, by name. Raises ValueError when `root` has no folder `wav`."""
-    folder = folder_of(root, "wav", "EmoDB's root holds a folder 'wav' with files like 03a01Fa.wav")
-    for path in sorted(folder.glob("*.wav")):
+    """Yields an utterance or a reject per wav file, by name. Raises ValueError when `root` has no folder `wav` or
+    there is nothing in it."""
+    for path in audio_files(folder_of(root, "wav", _LAYOUT), (".wav",), _LAYOUT):
         name = _NAME.fullmatch(path.stem)
         if name is None or name["sentence"] not in _SENTENCES:
             yield Reject(str(path), "unreadable", f"{path.name!r} is not a name of EmoDB's, such as 03a01Fa.wav")

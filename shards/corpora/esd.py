@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from shards.corpora.corpus import Corpus, Items, audio_fault
+from shards.corpora.corpus import Corpus, Items, audio_fault, files_below
 from shards.corpora.text import decoded
 from shards.manifest import Reject
 from shards.sample import Utterance
@@ -38,7 +38,7 @@ def read(root: Path) -> Items:
     `root` nor in a folder of it."""
     for speaker in _speakers(root.absolute()):
         texts = _texts(speaker / f"{speaker.name}.txt")
-        for path in sorted(speaker.rglob("*.wav")):
+        for path in sorted(path for path in files_below(speaker) if path.suffix.lower() == ".wav"):
             yield _read_clip(path, speaker, texts)
 
 

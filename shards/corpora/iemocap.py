@@ -49,12 +49,11 @@ def read(root: Path) -> Items:
     there are no sessions in `root` or in its folder IEMOCAP_full_release."""
     root = root.absolute()
     sessions = [*root.glob("Session[1-5]"), *root.glob("IEMOCAP_full_release/Session[1-5]")]
-    labels = [path for session in sessions for path in session.glob("dialog/EmoEvaluation/*.txt")]
+    labels = [path for session in sessions for path in session.glob("dialog/EmoEvaluation/[!.]*.txt")]
     if not labels:
         raise ValueError(f"{root}: no Session1/dialog/EmoEvaluation with files in it; {_LAYOUT}")
     for path in sorted(labels):
-        if not path.name.startswith("._"):  # left by macOS beside each file
-            yield from _read_dialogue(path)
+        yield from _read_dialogue(path)
 
 
 def _read_dialogue(path: Path) -> Items:

@@ -58,7 +58,7 @@ def read(root: Path) -> Items:
 def _manifests(root: Path) -> list[Path]:
     """Of cuts, or else of supervisions. Raises ValueError when there are none."""
     if root.is_dir():
-        found = sorted([*root.glob("*.jsonl"), *root.glob("*.jsonl.gz")])
+        found = sorted([*root.glob("[!.]*.jsonl"), *root.glob("[!.]*.jsonl.gz")])
         for kind in (_CUTS, _SUPERVISIONS):
             if chosen := [path for path in found if kind in path.name]:
                 return chosen

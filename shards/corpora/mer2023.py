@@ -11,10 +11,10 @@ but in the processed release of MERTools.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from shards.corpora.corpus import Corpus, Items, audio_fault
+from shards.corpora.corpus import Corpus, Items, audio_fault, files_below
 from shards.corpora.lines import rows
 from shards.manifest import Reject
 from shards.sample import Utterance
@@ -30,35 +30,37 @@ def read(root: Path) -> Items:
     """Yields an utterance or a reject per row of the tables of labels. Raises ValueError when there is none below
     `root`, or no transcription.csv."""
     root = root.absolute()
-    tables = {name: next(iter(sorted(root.rglob(f"{name}-label.csv"))), None) for name in _SPLITS}
+    files = sorted(files_below(root))
+    tables = {name: next((path for path in files if path.name == f"{name}-label.csv"), None) for name in _SPLITS}
     if not any(tables.values()):
         raise ValueError(f"{root}: no train-label.csv or test1-label.csv in this folder or below; {_LAYOUT}")
     texts: dict[str, str] = {}
-    for row in rows(_transcription(root), ("name", "chinese"), ",", quoted=True, others=_OTHERS):
+    for row in rows(_transcription(root, files), ("name", "chinese"), ",", quoted=True, others=_OTHERS):
         if isinstance(row, Reject):
             yield row
         else:
             texts[row[1]["name"].strip()] = row[1]["chinese"]
     for name, table in tables.items():
         if table is not None:
-            folders = _folders(root, name)
+            folders = _folders(files, name)
             for row in rows(table, ("name", "discrete"), ",", quoted=True, others=_OTHERS):
                 yield row if isinstance(row, Reject) else _utterance(row[1], row[0], name, folders, texts)
 
 
-def _transcription(root: Path) -> Path:
-    found = sorted(root.rglob("transcription.csv"))
-    if not found:
+def _transcription(root: Path, files: Sequence[Path]) -> Path:
+    found = next((path for path in files if path.name == "transcription.csv"), None)
+    if found is None:
         raise ValueError(
             f"{root}: no transcription.csv, and MER2023 has no transcripts of its own; take that of the processed "
             "release of MERTools, or write one: a line 'name,chinese', then a line per clip"
         )
-    return found[0]
+    return found
 
 
-def _folders(root: Path, name: str) -> list[Path]:
+def _folders(files: Sequence[Path], name: str) -> list[Path]:
     """Where clips of a split may lie; the processed release has all of them in one folder."""
-    return [place for place in (*sorted(root.rglob(name)), *sorted(root.rglob("audio"))) if place.is_dir()]
+    places = {path.parent for path in files if path.parent.name in (name, "audio")}
+    return sorted(places, key=lambda place: (place.name != name, place))
 
 
 def _utterance(

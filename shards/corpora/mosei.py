@@ -45,9 +45,8 @@ def read(root: Path) -> Items:
         raise ValueError(f"{root}: no Raw/{_TRANSCRIPTS} in it; {_LAYOUT}")
     ratings, split_of = read_ratings(root, raw), _splits((raw, root, root.parent))
     yield from ratings.rejects
-    for path in sorted((raw / _TRANSCRIPTS).glob("*.txt")):
-        if not path.name.startswith("._"):
-            yield from _read_video(path, raw / _AUDIO / f"{path.stem}.wav", ratings, split_of(path.stem))
+    for path in sorted((raw / _TRANSCRIPTS).glob("[!.]*.txt")):
+        yield from _read_video(path, raw / _AUDIO / f"{path.stem}.wav", ratings, split_of(path.stem))
 
 
 def _read_video(path: Path, audio: Path, ratings: Ratings, split: str) -> Items:

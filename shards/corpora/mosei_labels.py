@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shards.corpora.corpus import files_below
 from shards.corpora.lines import rows
 from shards.manifest import Reject
 
@@ -45,7 +46,7 @@ class Ratings:
 
 def read_ratings(root: Path, raw: Path) -> Ratings:
     """Raises ValueError when there are no labels, or a .csd that cannot be read."""
-    containers = sorted(path for path in root.rglob("*.csd") if "label" in path.name.lower())
+    containers = sorted(path for path in files_below(root) if path.suffix == ".csd" and "label" in path.name.lower())
     tables = [path for name in _TABLES if (path := raw / "Labels" / name).is_file()]
     if containers:
         return _read_container(containers[0])

@@ -26,7 +26,7 @@ def read(root: Path) -> Items:
     """Yields an utterance or a reject per line of each .jsonl file in `root`. Raises ValueError when it has none, or no
     folder `audios`."""
     root = root.absolute()
-    lists = sorted(root.glob("*.jsonl"))
+    lists = sorted(root.glob("[!.]*.jsonl"))
     if not lists or not (root / "audios").is_dir():
         raise ValueError(f"{root}: no {'such file' if (root / 'audios').is_dir() else 'folder audios'}; {_LAYOUT}")
     for path in lists:

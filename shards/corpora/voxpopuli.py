@@ -20,7 +20,7 @@ import functools
 import re
 from pathlib import Path
 
-from shards.corpora.corpus import Corpus, Items, audio_fault
+from shards.corpora.corpus import Corpus, Items, audio_fault, files_below
 from shards.corpora.lines import rows
 from shards.manifest import Reject
 from shards.sample import Utterance
@@ -55,7 +55,7 @@ def read(root: Path) -> Items:
 
 def _clips(folder: Path) -> Items:
     """A language that is cut into a file per utterance."""
-    audio = {path.stem: path for path in sorted(folder.rglob("*")) if path.suffix in _ENDINGS}
+    audio = {path.stem: path for path in sorted(files_below(folder)) if path.suffix.lower() in _ENDINGS}
     for split in _SPLITS:
         table = folder / f"asr_{split}.tsv"
         for found in rows(table, _CLIP_COLUMNS) if table.is_file() else ():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -58,6 +59,30 @@ def test_what_a_clean_corpus_has_can_be_heard(name: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(("name", "defect"), all_defects())
 def test_a_defect_costs_what_it_touches_and_no_more(name: str, defect: str, tmp_path: Path) -> None:
     built(name, miniature(name).make(tmp_path / "corpus", defect), tmp_path / "m.jsonl")
+
+
+@pytest.mark.parametrize("name", names())
+def test_folders_may_be_links_to_other_disks_and_macos_may_have_been_there(name: str, tmp_path: Path) -> None:
+    made = miniature(name).make(tmp_path / "corpus")
+    there = [*(tmp_path / "corpus").rglob("*")]
+    for path in (path for path in there if path.is_file()):
+        path.with_name(f"._{path.name}").write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        ")
+        path.with_name(".DS_Store").write_bytes(b"\x00\x00\x00\x01Bud1")
+    below = sorted((path for path in there if path.is_dir() and path != made.root), reverse=True)
+    for number, folder in enumerate(below):
+        other = tmp_path / f"disk{number}" / folder.name
+        other.parent.mkdir()
+        shutil.move(folder, other)
+        folder.symlink_to(other)
+    built(name, made, tmp_path / "m.jsonl")
+
+
+@pytest.mark.parametrize("name", ["mead", "mer2023"])
+def test_a_link_that_leads_back_is_not_followed_forever(name: str, tmp_path: Path) -> None:
+    made = miniature(name).make(tmp_path / "corpus")
+    for folder in [made.root, *(path for path in made.root.rglob("*") if path.is_dir())]:
+        (folder / "zz").symlink_to(made.root)
+    built(name, made, tmp_path / "m.jsonl")
 
 
 @pytest.mark.parametrize("name", [name for name in names() if name not in SPLIT_BY_CLIP])

@@ -34,8 +34,7 @@ def make(root: Path, defect: str | None = None) -> Made:
         made.dropped["unknown_emotion"] = 2
     elif defect == "foreign_files":
         tone(folder / "1001_ABC_ANG_XX.wav")  # there is no such sentence
-        (folder / "._1001_DFA_ANG_XX.wav").write_bytes(b"\x00\x05\x16\x07")
-        made.dropped["unreadable"] = 2
+        made.dropped["unreadable"] = 1
     elif defect == "the_folder_itself":
         made.root = folder
     elif defect == "silent":

@@ -71,8 +71,7 @@ def _plant(defect: str | None, made: Made, top: Path, lines: dict[str, list[str]
     elif defect == "foreign_files":
         tone(top / "0011" / "Neutral" / "0012_000021.wav")
         tone(top / "0011" / "0011_000022.wav")
-        (top / "0011" / "Neutral" / "._0011_000021.wav").write_bytes(b"\x00\x05\x16\x07")
-        made.dropped["unreadable"] = 3
+        made.dropped["unreadable"] = 2
     elif defect == "zero_bytes":
         extra.parent.mkdir()
         extra.touch()

@@ -10,8 +10,8 @@ from tests.shards.corpora.miniatures import Made, tone
 from tests.shards.films import write_film
 
 DEFECTS = (
-    "other_emotions", "no_line", "line_without_clip", "bad_lines", "foreign_file", "zero_bytes", "apple_doubles",
-    "converted_too", "videos_too",
+    "other_emotions", "no_line", "line_without_clip", "bad_lines", "foreign_file", "zero_bytes", "converted_too",
+    "videos_too",
 )  # fmt: skip
 _CLIPS = ("M003 neutral 1 001", "M003 angry 3 030", "M040 happy 2 005", "W040 surprised 1 012", "W009 sad 2 001")
 
@@ -50,9 +50,6 @@ def make(root: Path, defect: str | None = None) -> Made:
         (root / "M003/audio/angry/level_3/031.m4a").touch()
         lines.append("M003\tangry\t3\t31\tNumbers may lose their zeros.")
         made.dropped["empty_audio"] = 1
-    elif defect == "apple_doubles":
-        (root / "M003/audio/angry/level_3/._030.m4a").write_bytes(b"\x00\x05\x16\x07")
-        made.dropped["unreadable"] = 1
     elif defect == "converted_too":
         clip(root, _CLIPS[0], ".wav")
         made.dropped["duplicate_id"] = 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.shards.corpora.miniatures import Made, tone
 
-DEFECTS = ("kaggle_copy", "calm_and_others", "songs_and_videos", "stereo", "apple_double", "zero_bytes", "flat")
+DEFECTS = ("kaggle_copy", "calm_and_others", "songs_and_videos", "stereo", "zero_bytes", "flat")
 _NAMES = (
     "03-01-01-01-01-01-01",
     "03-01-03-02-02-01-02",
@@ -38,9 +38,6 @@ def make(root: Path, defect: str | None = None) -> Made:
         for name in ("03-02-03-01-01-01-01", "01-01-03-01-01-01-01"):
             tone(actor / f"{name}.wav", seconds=0.2, rate=48000)
         made.dropped["not_speech"] = 2
-    elif defect == "apple_double":
-        (actor / "._03-01-01-01-01-01-01.wav").write_bytes(b"\x00\x05\x16\x07" + bytes(200))
-        made.dropped["unreadable"] = 1
     elif defect == "zero_bytes":
         (actor / "03-01-03-01-01-01-01.wav").touch()
         made.dropped["empty_audio"] = 1
