@@ -64,7 +64,7 @@ class _Chosen(Mixture):
     """Some of n clips, each once an epoch."""
 
     def __init__(self, rows: NDArray[np.int64], num_clips: int) -> None:
-        self.weights, self.replay = {}, None
+        self.weights, self.replay, self.left_out = {}, None, np.empty(0, np.int64)
         self.mean_clips, self.fewest_clips = float(len(rows)), len(rows)
         self._copies = np.zeros(num_clips, np.int64)
         self._copies[rows] = 1
