@@ -36,7 +36,7 @@ _CHINESE = {
     "surprise": "惊讶|吃惊|惊喜|惊奇",
 }
 _ANY, _ANY_CHINESE = "|".join(_STEMS.values()), "|".join(_CHINESE.values())
-# `ton` is "your" in French and Tom a name: where they come first they need an article.
+# `ton` is "your" in French and Tom a name: they need an article, or before them an adjective that is German.
 _MANNER = (
     r"tones?|intonation|tonfalls?|tonlage|stimmlage|tonalité|tonos?|интонаци\w*|тоне?|тоном|τόνο[ςυ]?"
     r"|(?:un|le|du|der|ein|einen|einem|um) to[nm]"
@@ -53,8 +53,11 @@ _GIVEN = rf"neutral|happy|angry|sad|surprised?|{_ANY_CHINESE}"  # as prompts nam
 _ASIDE = r"emotion|tone|mood|gefühl|émotion|emoción|情绪|情感|语气"
 _GAP = r"[\s'\"\u201c\u201d\u2018\u2019\u00ab\u00bb-]+"
 _WORDS = rf"{_GAP}(?:\w+{_GAP})"  # with {0,n} behind it at most n words
+_NOT_OF_IT = r"(?!(?:with|at|by|about|and (?:my|your|his|her|our|their))\b)"  # "happy with the tone of this guitar"
+_GERMAN = r"neutral|glücklich|fröhlich|freudig|wütend|zornig|ärgerlich|traurig|überrascht"
 _LEAKS = (
-    rf"\b(?:{_ANY})\b{_WORDS}{{0,2}}(?:{_MANNER}|ton)\b",
+    rf"\b(?:{_ANY})\b{_GAP}{_NOT_OF_IT}(?:\w+{_GAP}){{0,2}}(?:{_MANNER})\b",
+    rf"\b(?:{_GERMAN})e[mnr]{_GAP}ton\b",
     rf"\b(?:{_MANNER})\b{_WORDS}{{0,2}}(?:{_ANY})\b",
     rf"\b(?:{_ANY})\b{_GAP}(?:emotion(?:al|s)?|эмоци\w*)\b",
     rf"\b(?:{_WHAT})\b{_WORDS}{{0,2}}(?:{_SAYS}|express(?:es|ed)|indicates?|suggests?){_WORDS}{{0,4}}(?:{_ANY})\b",
