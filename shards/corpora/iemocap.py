@@ -7,7 +7,8 @@ r"""IEMOCAP: ten actors in pairs, five sessions, dialogues played from a script 
 A turn's name ends in who speaks and its number; the letter after the session says who wore the sensors. Excited counts
 as happy, as everywhere. What listeners did not agree on (`xxx`), frustration and the rare others are rejected.
 
-Splits: session 5 is `test`, as in the paper, all others are `train`; no actor is in two sessions.
+Splits: session 5 is `test`, as in the paper, the others are `train-1` to `train-4`, together `train`; no actor is in
+two sessions. One of the four can so be held out to watch a training with, for there is no `dev`.
 """
 
 from __future__ import annotations
@@ -78,11 +79,11 @@ def _read_dialogue(path: Path) -> Items:
         elif fault := audio_fault(audio):
             yield fault
         else:
+            split = "test" if turn.session == _TEST_SESSION else f"train-{int(turn.session)}"
             yield Utterance(
                 id=f"iemocap-{turn.name}", audio=str(audio), text=texts[turn.name], corpus="iemocap",
                 emotion=_EMOTIONS[turn.label], speaker=f"Ses{turn.session}{turn.speaker}", language="en",
-                split="test" if turn.session == _TEST_SESSION else "train", session=turn.session, dialogue=dialogue,
-                turn=number, licence=CORPUS.licence,
+                split=split, session=turn.session, dialogue=dialogue, turn=number, licence=CORPUS.licence,
             )  # fmt: skip
 
 
@@ -112,6 +113,6 @@ CORPUS = Corpus(
     url="https://sail.usc.edu/iemocap",
     licence="IEMOCAP licence of USC: research only, no redistribution",
     read=read,
-    official={"train": 7869, "test": 2170},
+    official={"train-1": 1819, "train-2": 1811, "train-3": 2136, "train-4": 2103, "test": 2170},
     official_emotions={"neutral": 1708, "happy": 1636, "angry": 1103, "sad": 1084, "surprise": 107},
 )

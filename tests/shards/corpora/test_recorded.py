@@ -29,10 +29,10 @@ def test_iemocap_turns_are_in_order_of_time_and_said_by_who_speaks(tmp_path: Pat
         for u in utterances("iemocap", tmp_path)
     ]
     assert found == [
-        ("Ses01F_impro01_F000", "Ses01F_impro01", 0, "01", "Ses01F", "neutral", "train"),
-        ("Ses01F_impro01_M000", "Ses01F_impro01", 1, "01", "Ses01M", "surprise", "train"),
-        ("Ses01F_impro01_M001", "Ses01F_impro01", 2, "01", "Ses01M", "angry", "train"),
-        ("Ses01F_script01_1_M000", "Ses01F_script01_1", 0, "01", "Ses01M", "happy", "train"),
+        ("Ses01F_impro01_F000", "Ses01F_impro01", 0, "01", "Ses01F", "neutral", "train-1"),
+        ("Ses01F_impro01_M000", "Ses01F_impro01", 1, "01", "Ses01M", "surprise", "train-1"),
+        ("Ses01F_impro01_M001", "Ses01F_impro01", 2, "01", "Ses01M", "angry", "train-1"),
+        ("Ses01F_script01_1_M000", "Ses01F_script01_1", 0, "01", "Ses01M", "happy", "train-1"),
         ("Ses05M_script01_1b_F000", "Ses05M_script01_1b", 0, "05", "Ses05F", "happy", "test"),
         ("Ses05M_script01_1b_M000", "Ses05M_script01_1b", 1, "05", "Ses05M", "sad", "test"),
     ]
