@@ -16,6 +16,8 @@ from shards.sample import Utterance
 TextStyle = Literal["lower", "raw", "both"]
 TEXT_STYLES: tuple[str, ...] = get_args(TextStyle)
 
+_WITH_DOTLESS_I = ("az", "tr")  # where ı and i are two letters, as are I and İ
+
 
 def tidy(text: str) -> str:
     """One line in Unicode's composed form (NFC), without byte order marks and white space around or in rows."""
@@ -46,6 +48,13 @@ def styled(utterance: Utterance, style: TextStyle) -> Utterance:
     if style == "raw":
         messages = tuple(dataclasses.replace(m, text=tidy(m.text)) for m in utterance.messages)
         return dataclasses.replace(utterance, text=raw, messages=messages)
-    messages = tuple(dataclasses.replace(m, text=tidy(m.text).lower()) for m in utterance.messages)
+    language = utterance.language
+    messages = tuple(dataclasses.replace(m, text=_lower(tidy(m.text), language)) for m in utterance.messages)
     text_raw = raw if style == "both" else None
-    return dataclasses.replace(utterance, text=raw.lower(), text_raw=text_raw, messages=messages)
+    return dataclasses.replace(utterance, text=_lower(raw, language), text_raw=text_raw, messages=messages)
+
+
+def _lower(text: str, language: str | None) -> str:
+    if language in _WITH_DOTLESS_I:
+        text = text.replace("İ", "i").replace("I", "ı")
+    return text.lower()

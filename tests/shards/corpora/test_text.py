@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from shards.corpora.text import styled, tidy
@@ -27,3 +29,9 @@ def test_styles(style: str, text: str, raw: str | None, before: str) -> None:
     found = styled(SAID, style)  # type: ignore[arg-type]
     assert (found.text, found.text_raw, found.messages[0].text) == (text, raw, before)
     assert styled(found, style).text == text  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("language", "lower"), [("tr", "ılık istanbul"), ("az", "ılık istanbul"), ("en", None)])
+def test_turkish_keeps_its_two_letters_i(language: str, lower: str | None) -> None:
+    said = dataclasses.replace(SAID, text="ILIK İstanbul", language=language)
+    assert styled(said, "lower").text == (lower or said.text.lower())
