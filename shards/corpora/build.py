@@ -42,7 +42,7 @@ from shards.corpora import (
     wenetspeech,
 )
 from shards.corpora.corpus import Corpus, Items
-from shards.corpora.overlap import Owners, SplitTexts
+from shards.corpora.overlap import Owners, SplitTexts, plain
 from shards.corpora.stats import SplitStats
 from shards.corpora.text import TextStyle, styled
 from shards.manifest import Reject, parse_utterance, write_rejects, write_sorted_manifest
@@ -118,13 +118,15 @@ def build_manifest(
     """Read the corpus at `root` and write `out` (a .jsonl) and its rejects beside it (.rejects.jsonl).
 
     With `disjoint_texts` no text is in two splits (`SplitTexts.owners`); what that costs is rejected, too. Raises
-    ValueError for an unknown corpus or subset, a layout that is not there, or a corpus of which nothing could be kept.
+    ValueError for an unknown corpus or subset, a layout that is not there, a corpus of which nothing could be kept, or
+    an `out` that would take the place of what is read.
     """
     if out.suffix != ".jsonl":
         raise ValueError(f"{out}: a manifest's name ends in .jsonl")
+    rejects_path = out.with_suffix(".rejects.jsonl")
+    _refuse_to_overwrite(root, out, rejects_path)
     items = _items(corpus, root, subset)
     counts = ManifestCounts()
-    rejects_path = out.with_suffix(".rejects.jsonl")
     with tempfile.TemporaryDirectory(prefix="blsp-manifest-") as scratch, _Rejects(Path(scratch)) as rejects:
         parts = [*_sorted_parts(_usable(items, text, rejects), Path(scratch))]
         texts = SplitTexts()
@@ -146,6 +148,21 @@ def build_manifest(
             f"{root}: no utterance could be kept ({reasons or 'there is nothing in it'}); see {rejects_path}"
         )
     return counts
+
+
+def _refuse_to_overwrite(root: Path, out: Path, rejects: Path) -> None:
+    for path in (out, rejects):
+        if path.exists() and root.exists() and path.samefile(root):
+            raise ValueError(f"{path}: is what is read, and would be overwritten; give the manifest another name")
+    if root.is_dir() and out.is_file() and out.resolve().is_relative_to(root.resolve()):
+        with out.open("rb") as file:
+            first = file.readline()
+        try:
+            parse_utterance(first)
+        except ValueError:
+            raise ValueError(
+                f"{out}: is there, belongs to the corpus and is no manifest; give the manifest another name"
+            ) from None
 
 
 class _Rejects:
@@ -194,10 +211,12 @@ def _usable(items: Items, text: TextStyle, rejects: _Rejects) -> Iterator[Uttera
     for item in items:
         if isinstance(item, Utterance):
             utterance = styled(item, text)
-            if utterance.text:
+            if plain(utterance.text):
                 yield utterance
                 continue
-            item = Reject(utterance.audio, "no_text", f"the transcript of {utterance.id!r} is empty")
+            item = Reject(
+                utterance.audio, "no_text", f"the transcript of {utterance.id!r} has no word: {utterance.text!r}"
+            )
         rejects.append(item)
 
 

@@ -8,7 +8,7 @@ from shards.corpora import build, emodb, jsonl
 from shards.corpora.build import build_manifest
 from shards.manifest import read_manifest
 from shards.sample import Utterance
-from tests.shards.corpora.miniatures import tone
+from tests.shards.corpora.miniatures import miniature, tone
 
 
 def test_a_layout_that_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -59,3 +59,29 @@ def test_an_unknown_corpus_or_subset_is_refused_with_the_known_ones(tmp_path: Pa
         build_manifest("emobd", tmp_path, tmp_path / "m.jsonl")
     with pytest.raises(ValueError, match="emodb has no subsets; leave --subset M out"):
         build_manifest("emodb", tmp_path, tmp_path / "m.jsonl", subset="M")
+
+
+def test_what_is_read_is_never_overwritten(tmp_path: Path) -> None:
+    tone(tmp_path / "audios" / "00003-en-US-JasonNeural-sad.wav")
+    own, same = tmp_path / "own.jsonl", tmp_path / "own.rejects.jsonl"
+    own.write_text('{"audio": "audios/00003-en-US-JasonNeural-sad.wav", "text": "x", "emotion": "sad"}\n')
+    same.symlink_to(own)
+    for corpus, root, out in (("jsonl", own, own), ("jsonl", same, own), ("speechalpaca", tmp_path, own)):
+        with pytest.raises(ValueError, match="give the manifest another name"):
+            build_manifest(corpus, root, out)
+    same.unlink()
+    assert own.read_text().startswith('{"audio": "audios')
+    for _ in range(2):  # a manifest that is there is made again, also among what it is made from
+        assert build_manifest("jsonl", own, tmp_path / "m.jsonl").kept == 1
+    assert build_manifest("emodb", miniature("emodb").make(tmp_path / "c").root, tmp_path / "c" / "m.jsonl").kept == 5
+    assert build_manifest("emodb", tmp_path / "c", tmp_path / "c" / "m.jsonl").kept == 5
+
+
+def test_a_transcript_without_a_word_is_none(tmp_path: Path) -> None:
+    tone(tmp_path / "a.wav")
+    texts = ("...", "?!", "—", "", "啊", "3", "oh")
+    lines = [f'{{"id": "{number}", "audio": "a.wav", "text": "{text}"}}\n' for number, text in enumerate(texts)]
+    (tmp_path / "c.jsonl").write_text("".join(lines), "utf-8")
+    counts = build_manifest("jsonl", tmp_path / "c.jsonl", tmp_path / "m.jsonl")
+    assert dict(counts.dropped) == {"no_text": 4}
+    assert [utterance.text for utterance in read_manifest(tmp_path / "m.jsonl")] == ["啊", "3", "oh"]
