@@ -47,10 +47,14 @@ def manifest(
 
 
 def _splits(counts: ManifestCounts, corpus: Corpus | None) -> Table:
-    """A row per split and one for all; official numbers stand beside ours where the whole `corpus` was read."""
+    """A row per split and one for all; official numbers stand beside ours where the whole `corpus` was read: of clips
+    those that are dropped, too, of an emotion those of all splits."""
     official, official_emotions = (corpus.official, corpus.official_emotions) if corpus else ({}, {})
     named = [emotion for emotion in EMOTIONS if counts.emotions[emotion]]
-    table = Table("split", "clips", "official", "hours", "speakers", *named, box=None, header_style="bold")
+    note = "official: all clips that the makers count, those dropped here too" if official else None
+    table = Table("split", box=None, header_style="bold", padding=(0, 1, 0, 0), caption=note, caption_justify="left")
+    for name in ("clips", "official", "hours", "speakers", *named):
+        table.add_column(name, justify="right", no_wrap=True)
     for name, split in sorted(counts.splits.items()):
         hours = split.hours()
         told = "?" if hours is None else f"{'' if hours[1] else '~'}{hours[0]:.1f}"
