@@ -85,7 +85,7 @@ def last_step(run: Path) -> int:
 @contextmanager
 def standing_still(slurm: Slurm, run: Path, step: int) -> Iterator[list[psutil.Process]]:
     """From that step on no rank of the run gets any further, while the block runs."""
-    slurm.wait(lambda: last_step(run) >= step, f"{run} is in step {step}", 120)
+    slurm.wait(lambda: last_step(run) >= step, f"{run} is in step {step}", 120, every_s=0.02)
     ranks = [process for process in psutil.process_iter() if is_rank(process, run)]
     assert len(ranks) == 2
     for rank in ranks:
@@ -97,6 +97,22 @@ def standing_still(slurm: Slurm, run: Path, step: int) -> Iterator[list[psutil.P
         for rank in ranks:
             with suppress(psutil.NoSuchProcess):
                 rank.send_signal(signal.SIGCONT)
+
+
+def halted(run: Path) -> list[psutil.Process]:
+    """The `blsp launch` of a run, which goes no further."""
+    found = [process for process in psutil.process_iter() if is_launch(process, run)]
+    for process in found:
+        process.suspend()
+    return found
+
+
+def is_launch(process: psutil.Process, run: Path) -> bool:
+    try:
+        words = process.cmdline()
+    except psutil.Error:
+        return False
+    return words[1:4] == ["-m", "launcher", "launch"] and f"run={run}" in words
 
 
 def is_rank(process: psutil.Process, run: Path) -> bool:
@@ -149,9 +165,9 @@ def test_a_job_on_two_hosts_goes_on_after_its_walltime_a_preemption_and_the_loss
         slurm.wait(lambda: told() == 1, "SLURM has told of the walltime", 60)
     slurm.wait_for(job, "PENDING", limit_s=30)
     assert slurm.ask("scontrol", "update", f"JobId={job}", "TimeLimit=20") == ""
-    with standing_still(slurm, run, 14):
+    with standing_still(slurm, run, 14) as ranks:
         urgent = slurm.bed.login.start(["srun", "-p", "high", "--exclusive", "-N1", "sleep", "1"], env=slurm.env)
-        time.sleep(1)
+        slurm.wait(lambda: not all(map(stands, ranks)), "SLURM has woken them to tell them", 30)
     slurm.wait_for(job, "PENDING", limit_s=30)
     assert urgent.wait(30) == 0
     for step, node in ((24, slurm.bed.nodes[1]), (34, slurm.bed.nodes[0])):  # the second one runs the batch script
@@ -217,8 +233,10 @@ def test_a_job_outlives_an_absent_controller_and_being_held_and_leaves_nothing_w
     time.sleep(8)  # by now it would have begun again
     assert slurm.state(job) == "PENDING"
     type_in("scontrol release JOB")
-    slurm.wait_for(job, "RUNNING", limit_s=30)
-    slurm.stop_controller()  # before the job has asked for its hosts
+    waiting: list[psutil.Process] = []  # the job's `blsp launch`, before it asks for its hosts
+    slurm.wait(lambda: bool(waiting.extend(halted(run)) or waiting), "the job has begun", 30, every_s=0.05)
+    slurm.stop_controller()
+    waiting[0].resume()
     slurm.wait(lambda: "cannot be reached (srun ended" in log(run, job), "no agent is started", 30)
     slurm.mend_hosts()
     with standing_still(slurm, run, saved + 3):
@@ -241,6 +259,13 @@ def works_for_a_job(host: Host) -> list[str]:
 def lives(process: psutil.Process) -> bool:
     try:
         return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def stands(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_STOPPED
     except psutil.NoSuchProcess:
         return False
 

@@ -143,8 +143,10 @@ class Slurm:
         self.wait(lambda: self.state(job) in states, f"job {job} is {' or '.join(states)}", limit_s)
         return self.state(job)
 
-    def wait(self, holds: Callable[[], bool], what: str, limit_s: float, *, cancel: bool = False) -> None:
-        """Wait until `holds`; with `cancel` jobs are ended as they are met."""
+    def wait(
+        self, holds: Callable[[], bool], what: str, limit_s: float, *, cancel: bool = False, every_s: float = 0.25
+    ) -> None:
+        """Wait until `holds`, asked again `every_s`; with `cancel` jobs are ended as they are met."""
         until_s = time.monotonic() + limit_s
         while not holds():
             if cancel:
@@ -152,7 +154,7 @@ class Slurm:
             if time.monotonic() > until_s:
                 jobs, nodes = self.ask("squeue", "-t", "all"), self.ask("sinfo", "-N", "-l")
                 raise TimeoutError(f"not within {limit_s} s: {what}\n{jobs}\n{nodes}\n{self._logs()}")
-            time.sleep(0.25)
+            time.sleep(every_s)
 
     def _logs(self) -> str:
         ends = {path.name: path.read_text()[-2000:] for path in sorted(self.folder.glob("*.log"))}
