@@ -7,8 +7,8 @@ sends this process a SIGTERM while rank 0 reports that step: after the ranks hav
 another host claims the run folder. `break_in` ends the training as a crash would in the middle of a step. `plant` first
 puts code that would make that path into a file of the newest checkpoint. `spoil` makes a rank's share of a step (from
 1) bad: its "loss" is NaN, or only its "gradient", or they leap a thousandfold ("loss leaps", "gradient leaps").
-`poison` first makes one number of the newest checkpoint's moments NaN. `slow` makes a rank sleep 50 ms in each step, in
-"data", "forward" or "backward", or lets its kernel send 2 MB a second at most ("communication"). What each rank heard
+`poison` first makes one number of the newest checkpoint's moments NaN. `slow` makes a rank sleep 150 ms a step, in
+"data", "forward" or "backward", or lets its kernel send 1 MB a second at most ("communication"). What each rank heard
 in each step, fillers aside, is left in the run folder, in heard-<ranks>-<rank>.jsonl. A job {"replay": [run, step,
 folder]} runs a past step again as `blsp replay` does; the result's message is what that printed. Only rank 0 may choose
 the clips that a validation asks all ranks about.
@@ -52,6 +52,7 @@ from shards.batches.reader import Reader
 from tests.blsp.tiny import LORA, STAGE_2, make_encoder, make_shards, model_section
 
 _SO_MAX_PACING_RATE, _UNLIMITED = 47, 2**64 - 1  # of Linux
+_SLEEP_S = 0.15  # most of a step, so that a busy machine does not hide it
 
 
 class Payload:
@@ -167,13 +168,13 @@ def slowing(rank: int, part: str) -> Iterator[None]:
     forward = Stage.forward
 
     def sleepy(gradient: torch.Tensor) -> None:
-        time.sleep(0.05)
+        time.sleep(_SLEEP_S)
 
     def slowly(stage: Stage, *given: Any) -> tuple[torch.Tensor, torch.Tensor]:
         if (part, rank) == ("forward", dist.get_rank()):
-            time.sleep(0.05)
+            time.sleep(_SLEEP_S)
         if (part, rank) == ("communication", dist.get_rank()):
-            pace(2_000_000)  # the connections are there by now
+            pace(1_000_000)  # the connections are there by now
         total, table = forward(stage, *given)
         if (part, rank) == ("backward", dist.get_rank()):
             total.register_hook(sleepy)
@@ -229,7 +230,7 @@ def run(job: dict[str, Any]) -> dict[str, str | None]:
         with Path(job["recipe"]["run"], f"heard-{dist.get_world_size()}-{dist.get_rank()}.jsonl").open("a") as file:
             for step, batches in steps(reader, start, end):
                 if job["slow"] == [dist.get_rank(), "data"]:
-                    time.sleep(0.05)
+                    time.sleep(_SLEEP_S)
                 file.write(
                     json.dumps(
                         {
