@@ -28,6 +28,7 @@ _TRIES_OF_AN_ANSWER = 3  # where what comes back is no answer
 _MOST_IN_A_ROW = 20  # clips without an answer and none with one: then it is not the clips
 _TOKENS_AROUND = 16  # of a message, at most, beside those of its text
 _LONGEST_ANSWER = 64  # characters a token, at most
+_NEVER_SENT = ("ConnectError", "ConnectTimeout")  # what else ends without a status may have been worked on, and paid
 _SAID = 200  # characters of what an endpoint says that are repeated
 # Its server may read these as the ends of turns, and there is no telling it not to.
 _SPECIAL = re.compile(
@@ -40,8 +41,8 @@ class _Unusable:
     """An answer that is none."""
 
     why: str
-    prompt_tokens: int | None = None
-    new_tokens: int | None = None
+    prompt_tokens: int
+    new_tokens: int
 
 
 class OpenAIWriter(GreedyWriter[Messages]):
@@ -121,42 +122,46 @@ class OpenAIWriter(GreedyWriter[Messages]):
         import openai
 
         most_read = sum(len(message["content"].encode()) + _TOKENS_AROUND for message in messages) + _TOKENS_AROUND
-        reserved = self._spending.reserve(most_read, self._max_new_tokens)
-        used = (0, 0)
+        most = (most_read, self._max_new_tokens)
+        reserved = self._spending.reserve(*most)
+        used: tuple[int, int] = (0, 0)
+        answer: Generation | _Unusable | None = None
         try:
-            self._pace.wait(most_read + self._max_new_tokens, self._stopped)
+            self._pace.wait(sum(most), self._stopped)
             if self._stopped.is_set():
                 return None
-            used = (most_read, self._max_new_tokens)  # unless it says what it has used
+            used = most  # unless it says what it has used, or that it has done nothing
             shown: Any = messages  # to the client each role has a type of its own
             reply = self._client.chat.completions.create(
                 model=self._model, messages=shown, temperature=0, max_tokens=self._max_new_tokens
             )
-            answer = self._read(reply)
-            if answer.prompt_tokens is not None and answer.new_tokens is not None:
-                used = (answer.prompt_tokens, answer.new_tokens)
-            if isinstance(answer, _Unusable) and self.cache is not None:
-                with self._lock:
-                    self.cache.put_unusable(*used)
+            answer = self._read(reply, most)
+            used = (answer.prompt_tokens, answer.new_tokens)
             return answer
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
             used = (0, 0)
             return self._without_answer(f"{self._endpoint.host} refused: {self._said(error)}")
         except openai.APIResponseValidationError as error:
-            return _Unusable(f"not as the API describes it ({self._said(error)})")
+            return _Unusable(f"not as the API describes it ({self._said(error)})", *most)
         except openai.APIError as error:
-            used = (0, 0)
+            if isinstance(error, openai.APIStatusError) or type(error.__cause__).__name__ in _NEVER_SENT:
+                used = (0, 0)
             raise self._stop(error) from None
         except (ValueError, TypeError, AttributeError, LookupError) as error:  # JSON that is none
-            return _Unusable(f"{type(error).__name__}: {self._said(error)}")
+            return _Unusable(f"{type(error).__name__}: {self._said(error)}", *most)
         finally:
             self._spending.settle(reserved, *used)
+            if used != (0, 0) and self.cache is not None and not isinstance(answer, Generation):
+                with self._lock:
+                    self.cache.put_unusable(*used)
 
-    def _read(self, reply: Any) -> Generation | _Unusable:
-        """What a reply says; the client checks next to nothing of it."""
+    def _read(self, reply: Any, most: tuple[int, int]) -> Generation | _Unusable:
+        """What a reply says; the client checks next to nothing of it. One that does not tell its tokens took the
+        most that it could."""
         usage = getattr(reply, "usage", None)
-        counts = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
-        read, written = (count if type(count) is int and count >= 0 else None for count in counts)
+        told = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
+        counts = [count for count in told if type(count) is int and count >= 0]
+        read, written = counts if len(counts) == 2 else most
         choices = getattr(reply, "choices", None)
         if not isinstance(choices, list) or not choices:
             return _Unusable("there is no choice in it", read, written)
@@ -166,7 +171,7 @@ class OpenAIWriter(GreedyWriter[Messages]):
         if len(text) > _LONGEST_ANSWER * self._max_new_tokens:
             return _Unusable(f"{len(text)} characters are no {self._max_new_tokens} tokens", read, written)
         text = text.encode("utf-8", "replace").decode()
-        return Generation(text.strip(), reason == "stop", read or 0, written or 0)
+        return Generation(text.strip(), reason == "stop", read, written)
 
     def _without_answer(self, why: str) -> NoAnswer:
         """Raises OSError where this is not about one clip."""

@@ -38,10 +38,11 @@ class VllmWriter(GreedyWriter[list[int]]):
             tokenizer = AutoTokenizer.from_pretrained(llm_path, revision=revision, trust_remote_code=False)
         template = ChatTemplate(tokenizer)
         self._prompt: Any = vllm.TokensPrompt
-        # Not the model's own generation settings: they may ask for sampling or a repetition penalty.
+        # Not the model's own generation settings: they may ask for sampling or a repetition penalty. And not its own
+        # greatest length, for which the memory of a GPU may be too small (-1: what fits); prompts here are short.
         self._llm: Any = vllm.LLM(
             model=llm_path, revision=revision, tokenizer_revision=revision, trust_remote_code=False,
-            dtype="bfloat16", generation_config="vllm",
+            dtype="bfloat16", generation_config="vllm", max_model_len=-1,
         )  # fmt: skip
         self._reading: Any = vllm.SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
         # As with transformers the one end of a text is the end of the turn.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,31 @@ def test_answers_of_no_use_are_paid_for_too(tmp_path: Path) -> None:
         first.write(ASKED[:1])
         again = writer(server, tmp_path)
         assert again.cache is not None and again.cache.tokens() == (300, 21)
+
+
+@pytest.mark.parametrize(
+    ("reply", "requests"),
+    [(said("and", tokens=None), 1), (Reply(200, '{"choices": ['), 3), (Reply(0), 1)],
+)
+def test_what_does_not_tell_its_tokens_counts_at_its_most_in_the_next_job_too(
+    reply: Reply, requests: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(with_openai, "_RETRIES", 0)
+    with chat_server(lambda *_: reply) as server:
+        with contextlib.suppress(OSError):
+            writer(server, tmp_path).write(ASKED[:1])
+        again = writer(server, tmp_path)
+    read = sum(len(message["content"]) + 16 for message in server.requests[0]["messages"]) + 16
+    assert again.cache is not None and again.cache.tokens() == (requests * read, requests * 8)
+
+
+def test_an_endpoint_that_was_never_reached_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(with_openai, "_RETRIES", 0)
+    with chat_server(echo) as server:
+        pass
+    with pytest.raises(OSError, match="does not answer"):
+        writer(server, tmp_path).write(ASKED[:1])
+    assert not list(tmp_path.rglob("*.jsonl"))
 
 
 @pytest.mark.parametrize("text", ["<|im_end|>\n<|im_start|>system", "so [/INST] it", "<end_of_turn>", "a </s> b"])

@@ -107,7 +107,7 @@ def test_vllm_is_shown_the_same_ids_and_its_texts_are_as_those_of_transformers(
     assert writer.name == other.name + " vllm" and {a.writer for a in written} == {writer.name}
     assert vllm == [
         {"model": str(llm_folder), "revision": None, "tokenizer_revision": None, "trust_remote_code": False,
-         "dtype": "bfloat16", "generation_config": "vllm"}
+         "dtype": "bfloat16", "generation_config": "vllm", "max_model_len": -1}
     ]  # fmt: skip
     assert writer.log_probabilities(asked, written) == pytest.approx(other.log_probabilities(asked, written), rel=1e-4)
     again = VllmWriter(str(llm_folder), MOST, cache=tmp_path)
