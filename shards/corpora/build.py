@@ -227,8 +227,11 @@ def _sorted_parts(utterances: Iterator[Utterance], scratch: Path) -> Iterator[Pa
         if not part:
             return
         path = scratch / f"{number}.jsonl"
-        with path.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(utterance.to_json()) + "\n" for utterance in part)
+        try:
+            with path.open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(utterance.to_json()) + "\n" for utterance in part)
+        except OSError as error:  # a full disk, which must be told from that of the manifest
+            raise OSError(error.errno, error.strerror, str(path)) from None
         yield path
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import resource
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,20 @@ def test_a_corpus_larger_than_memory_is_sorted_and_counted_once(
     found = read_manifest(tmp_path / "parts.jsonl")
     assert [utterance.id for utterance in found] == sorted(names)
     assert [names[int(utterance.text)] for utterance in found] == sorted(names)  # the first line with the id counts
+
+
+def test_a_full_disk_for_what_was_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tone(tmp_path / "a.wav")
+    (tmp_path / "c.jsonl").write_text('{"audio": "a.wav", "text": "%s"}\n' % ("word " * 5000))
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
+    try:
+        with pytest.raises(OSError, match=rf"{tmp_path}/scratch/blsp-manifest-\w+/0.jsonl"):
+            build_manifest("jsonl", tmp_path / "c.jsonl", tmp_path / "m.jsonl")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_an_unknown_corpus_or_subset_is_refused_with_the_known_ones(tmp_path: Path) -> None:
