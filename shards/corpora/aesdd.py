@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from shards.corpora.corpus import Corpus, Items, audio_fault, audio_files
+from shards.corpora.corpus import Corpus, Items, audio_fault, audio_files, other_emotion
 from shards.corpora.lines import lines
 from shards.manifest import Reject
 from shards.sample import Utterance
@@ -56,8 +56,7 @@ def _read_clip(path: Path, texts: dict[str, str]) -> Utterance | Reject:
     if name is None:
         return Reject(str(path), "unreadable", f"{path.name!r} is not a name of AESDD's, such as 'a03 (3).wav'")
     if name["emotion"] in _OTHER_EMOTIONS:
-        emotion = _OTHER_EMOTIONS[name["emotion"]]
-        return Reject(str(path), "unknown_emotion", f"{emotion} has no place among the five emotions")
+        return other_emotion(str(path), _OTHER_EMOTIONS[name["emotion"]])
     if fault := audio_fault(path):
         return fault
     if path.stem not in texts:

@@ -63,6 +63,11 @@ def audio_fault(path: Path) -> Reject | None:
     return None
 
 
+def other_emotion(source: str, label: str) -> Reject:
+    """Of a clip whose label is one that its corpus has and we have not."""
+    return Reject(source, "unknown_emotion", f"{label} has no place among the five emotions")
+
+
 def folder_of(root: Path, name: str, layout: str) -> Path:
     """The folder `name` in `root`, or `root` itself if it is that folder. Raises ValueError, which tells the `layout`
     that was expected, when there is none."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from shards.corpora.corpus import Corpus, Items, audio_fault, audio_files, folder_of
+from shards.corpora.corpus import Corpus, Items, audio_fault, audio_files, folder_of, other_emotion
 from shards.manifest import Reject
 from shards.sample import Utterance
 
@@ -50,8 +50,7 @@ def read(root: Path) -> Items:
                 str(path), "unreadable", f"{path.name!r} is not a name of CREMA-D's, such as 1001_DFA_ANG_XX.wav"
             )
         elif name["emotion"] in _OTHER_EMOTIONS:
-            emotion = _OTHER_EMOTIONS[name["emotion"]]
-            yield Reject(str(path), "unknown_emotion", f"{emotion} has no place among the five emotions")
+            yield other_emotion(str(path), _OTHER_EMOTIONS[name["emotion"]])
         elif fault := audio_fault(path):
             yield fault
         else:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from shards.corpora.corpus import Corpus, Items, audio_fault, audio_files, folder_of
+from shards.corpora.corpus import Corpus, Items, audio_fault, audio_files, folder_of, other_emotion
 from shards.manifest import Reject
 from shards.sample import Utterance
 
@@ -45,8 +45,7 @@ def read(root: Path) -> Items:
         if name is None or name["sentence"] not in _SENTENCES:
             yield Reject(str(path), "unreadable", f"{path.name!r} is not a name of EmoDB's, such as 03a01Fa.wav")
         elif name["emotion"] in _OTHER_EMOTIONS:
-            emotion = _OTHER_EMOTIONS[name["emotion"]]
-            yield Reject(str(path), "unknown_emotion", f"{emotion} has no place among the five emotions")
+            yield other_emotion(str(path), _OTHER_EMOTIONS[name["emotion"]])
         elif fault := audio_fault(path):
             yield fault
         else:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.corpora.corpus import Corpus, Items, audio_fault
+from shards.corpora.corpus import Corpus, Items, audio_fault, other_emotion
 from shards.corpora.text import decoded
 from shards.manifest import Reject
 from shards.sample import Utterance
@@ -71,9 +71,7 @@ def _read_dialogue(path: Path) -> Items:
         audio = session / "sentences" / "wav" / turn.name.rpartition("_")[0] / f"{turn.name}.wav"
         if turn.label not in _EMOTIONS:
             what = _OTHERS.get(turn.label, "a label that IEMOCAP does not have")
-            yield Reject(
-                turn.source, "unknown_emotion", f"{turn.label!r} ({what}) has no place among the five emotions"
-            )
+            yield other_emotion(turn.source, f"{turn.label!r} ({what})")
         elif turn.name not in texts:
             yield Reject(turn.source, "no_text", f"{turn.name} is not in dialog/transcriptions/{path.name}")
         elif fault := audio_fault(audio):

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from shards.corpora.corpus import Corpus, Items, audio_fault, audio_files
+from shards.corpora.corpus import Corpus, Items, audio_fault, audio_files, other_emotion
 from shards.corpora.lines import rows
 from shards.manifest import Reject
 from shards.sample import Utterance
@@ -49,7 +49,7 @@ def read(root: Path) -> Items:
             continue
         place = (found["speaker"], found["emotion"], int(found["level"]), int(found["number"]))
         if found["emotion"] not in _EMOTIONS:
-            yield Reject(str(path), "unknown_emotion", f"{found['emotion']!r} has no place among the five emotions")
+            yield other_emotion(str(path), repr(found["emotion"]))
         elif place not in texts:
             yield Reject(str(path), "no_text", "transcripts.tsv has no line for it")
         elif fault := audio_fault(path):

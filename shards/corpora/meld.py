@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from shards.audio import MAX_DURATION_S
-from shards.corpora.corpus import Corpus, Items, audio_fault
+from shards.corpora.corpus import Corpus, Items, audio_fault, other_emotion
 from shards.corpora.lines import rows
 from shards.manifest import Reject
 from shards.sample import Utterance
@@ -74,7 +74,7 @@ def _utterance(row: Mapping[str, str], source: str, split: str, folder: Path) ->
         return Reject(source, "bad_line", f"dialogue {dialogue!r} and utterance {turn!r} must be numbers")
     emotion = row["Emotion"].strip().lower()
     if emotion not in _EMOTIONS:
-        return Reject(source, "unknown_emotion", f"{emotion!r} has no place among the five emotions")
+        return other_emotion(source, repr(emotion))
     if fault := _fault_of_times(row["StartTime"], row["EndTime"], source):
         return fault
     name = f"dia{int(dialogue)}_utt{int(turn)}"

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from shards.corpora.corpus import Corpus, Items, audio_fault, files_below
+from shards.corpora.corpus import Corpus, Items, audio_fault, files_below, other_emotion
 from shards.corpora.lines import rows
 from shards.manifest import Reject
 from shards.sample import Utterance
@@ -70,7 +70,7 @@ def _utterance(
     if not name or "/" in name:
         return Reject(source, "bad_line", f"{name!r} is no name of a clip")
     if emotion not in _EMOTIONS:
-        return Reject(source, "unknown_emotion", f"{emotion!r} has no place among the five emotions")
+        return other_emotion(source, repr(emotion))
     if name not in texts:
         return Reject(source, "no_text", f"transcription.csv has no line for {name}")
     paths = [folder / f"{name}{suffix}" for folder in folders for suffix in _SUFFIXES]

@@ -19,7 +19,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from shards.corpora.corpus import Corpus, Items, audio_fault
+from shards.corpora.corpus import Corpus, Items, audio_fault, other_emotion
 from shards.corpora.mosei_labels import EMOTIONS, Ratings, read_ratings
 from shards.corpora.text import decoded
 from shards.manifest import Reject
@@ -77,7 +77,7 @@ def _read_line(line: str, source: str, audio: Path, ratings: Ratings, split: str
     if max(strengths) > 0 and len(strongest) > 1:
         return Reject(source, "unknown_emotion", f"{' and '.join(strongest)} are equally strong")
     if max(strengths) > 0 and strongest[0] not in _OURS:
-        return Reject(source, "unknown_emotion", f"{strongest[0]!r} has no place among the five emotions")
+        return other_emotion(source, repr(strongest[0]))
     return Utterance(
         id=f"mosei-{video}-{clip}", audio=str(audio), text=text, corpus="mosei", start_s=start_s,
         duration_s=round(end_s - start_s, 6), emotion=_OURS[strongest[0]] if max(strengths) > 0 else "neutral",

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from shards.corpora.corpus import Corpus, Items, audio_fault, audio_files
+from shards.corpora.corpus import Corpus, Items, audio_fault, audio_files, other_emotion
 from shards.manifest import Reject
 from shards.sample import Utterance
 
@@ -42,8 +42,7 @@ def read(root: Path) -> Items:
         elif (name["modality"], name["channel"]) != (_AUDIO_ONLY, _SPEECH):
             yield Reject(str(path), "not_speech", "song, or the sound of a video; speech is 03-01-...")
         elif name["emotion"] in _OTHER_EMOTIONS:
-            emotion = _OTHER_EMOTIONS[name["emotion"]]
-            yield Reject(str(path), "unknown_emotion", f"{emotion} has no place among the five emotions")
+            yield other_emotion(str(path), _OTHER_EMOTIONS[name["emotion"]])
         elif fault := audio_fault(path):
             yield fault
         else:

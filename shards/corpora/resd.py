@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from shards.corpora.corpus import Corpus, Items, audio_fault
+from shards.corpora.corpus import Corpus, Items, audio_fault, other_emotion
 from shards.corpora.lines import rows
 from shards.manifest import Reject
 from shards.sample import Utterance
@@ -44,7 +44,7 @@ def read(root: Path) -> Items:
 def _read_row(folder: Path, split: str, source: str, cells: dict[str, str]) -> Utterance | Reject:
     path, emotion = folder / cells["path"], cells["emotion"]
     if emotion not in _EMOTIONS:
-        return Reject(source, "unknown_emotion", f"{emotion} has no place among the five emotions")
+        return other_emotion(source, emotion)
     if fault := audio_fault(path):
         return Reject(source, fault.reason, f"{path}: {fault.detail}")
     name = _NAME.fullmatch(path.stem)
