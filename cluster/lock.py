@@ -5,9 +5,12 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_ASK_AGAIN_S = 0.5
 
 
 @contextmanager
@@ -35,3 +38,15 @@ def folder_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def wait_until_free(folder: Path, patience_s: float) -> None:
+    """Return when nobody holds `folder`, and after `patience_s` in any case. A server of files keeps the lock of a host
+    that was switched off for a while (NFS 4: 90 s)."""
+    until_s = time.monotonic() + patience_s
+    while time.monotonic() < until_s:
+        try:
+            with folder_lock(folder):
+                return
+        except ValueError:
+            time.sleep(_ASK_AGAIN_S)

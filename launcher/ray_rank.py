@@ -6,14 +6,19 @@ import argparse
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 
 from cluster.exit_codes import ExitCode
 from cluster.heartbeat import beat
+from cluster.lock import wait_until_free
+from cluster.owner import ATTEMPT
 from cluster.ray_node import ray_node, wait_while_there
 from cluster.ray_session import ray_session, wait_for_nodes
 from cluster.stop import STOP_SIGNALS, Stopped
 from launcher.errors import exit_code_of
+
+_LOST_LOCK_S = 120
 
 
 def main() -> int:
@@ -69,8 +74,13 @@ class _Signals:
 def _do(config: str, overrides: list[str]) -> None:
     from blsp.recipe import EvalRecipe, ShardRecipe
     from launcher.recipe_files import load
+    from shards.sets.store import is_url
 
     recipe = load(config, overrides)
+    assert isinstance(recipe, ShardRecipe | EvalRecipe)
+    # The attempt before may have lost the host that held the output.
+    if int(os.environ[ATTEMPT]) > 1 and not is_url(str(recipe.out)):
+        wait_until_free(Path(recipe.out), _LOST_LOCK_S)
     if isinstance(recipe, EvalRecipe):
         from launcher import use
 
@@ -78,7 +88,6 @@ def _do(config: str, overrides: list[str]) -> None:
     else:
         from launcher import data
 
-        assert isinstance(recipe, ShardRecipe)
         data.shard(recipe)
 
 
