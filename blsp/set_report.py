@@ -185,7 +185,8 @@ def _leakage(found: Survey) -> str:
         "mean over emotions of the share that is right. From the transcript: how much needs no voice. From the "
         "continuation: whether targets differ by tone; at chance there is nothing to learn from them.</p>"
         f'<figure>{svg}</figure><br><p class="note">{first.clips:,} clips; {first.groups:,} speakers (texts, where '
-        "these are unknown) kept apart in 5 folds or fewer; bars: 95&#8239;% interval, whole speakers redrawn.</p>"
+        "these are unknown) kept apart in 5 folds or fewer; bars: 95&#8239;% interval, whole "
+        "speakers redrawn, or clips where that is wider.</p>"
     )
 
 

@@ -292,8 +292,9 @@ def _claim(job: ShardJob, store: Store, inputs: Inputs) -> str:
     before, finished = read_job(store), "dataset.json" in store.names("")
     if finished or (before is not None and store.names("commits")):
         before = before or {}
-        # Older versions did not note it: they had transformers write, in English.
-        unsaid = {name for name in ("backend", "wording_zh") if name not in before}
+        # Older versions did not note it: they had transformers write, in English. They knew one filter, and no gains:
+        # what they began is not gone on with, what they finished is.
+        unsaid = {"backend", "wording_zh", *(("gain", "filters") if finished else ())} - set(before)
         settings = {n: v for n, v in settings.items() if n not in unsaid or (n == "backend" and v != "transformers")}
         changed = [name for name in {**settings, **before} if before.get(name) != settings.get(name)]
         if changed:

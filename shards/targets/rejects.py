@@ -31,9 +31,14 @@ def example_rejects(store: Store) -> RejectExamples:
         for line in data.decode(errors="replace").splitlines():
             try:
                 record = json.loads(line)
-                reason, source, detail = (str(record[name]) for name in ("reason", "source", "detail"))
+                reason, source, detail = (_printed(record[name]) for name in ("reason", "source", "detail"))
             except (ValueError, KeyError, TypeError, RecursionError):
                 continue
             if len(found[reason]) < _OF_EACH:
                 found[reason].append((source[:_LONGEST], detail[:_LONGEST]))
     return RejectExamples(dict(found), len(read), len(names))
+
+
+def _printed(value: object) -> str:
+    """Without half characters, which JSON can say and no page can hold."""
+    return str(value).encode("utf-8", "replace").decode()

@@ -70,3 +70,14 @@ def test_of_too_little_nothing_is_said() -> None:
     assert few is not None and (few.clips, few.chance) == (45, 0.5)
     silent = guess_emotion(["", "!"] * 25, emotions, speakers)
     assert silent is not None and silent.accuracy < 0.5
+
+
+def test_with_few_speakers_the_interval_is_no_narrower_than_that_of_as_many_clips() -> None:
+    """Redrawn whole, two speakers of whom as much is guessed right would give no interval at all."""
+    random = np.random.default_rng(5)
+    texts = [" ".join(random.choice(["a", "b", "c", "d"], 6)) for _ in range(400)]
+    emotions = random.choice(["happy", "sad"], 400).tolist()
+    guess = guess_emotion(texts, emotions, [f"s{i % 2}" for i in range(400)])
+    assert guess is not None
+    assert guess.high - guess.low > 0.04
+    assert guess.low < guess.chance < guess.high
