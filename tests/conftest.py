@@ -8,11 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from shards.prompts import PROMPTS, language_of
 
 # A test run in the background inherits that Ctrl-C is ignored, and would hand it on to every process that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The same commit passes or fails everywhere alike: what is drawn follows from the test alone, and a busy machine is no
+# fault. `make fuzz` draws anew.
+settings.register_profile("tests", deadline=None, derandomize=True)
+settings.load_profile("tests")
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

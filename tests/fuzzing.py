@@ -1,4 +1,5 @@
-"""How much the tests marked `fuzz` try: 200 cases each, or as many as FUZZ_CASES says (`make fuzz`: 10,000)."""
+"""How much the tests marked `fuzz` try: the same 200 cases each time, or as many others as FUZZ_CASES says (10,000 in
+`make fuzz`)."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ _CASES = int(os.environ.get("FUZZ_CASES", "200"))
 _settings = settings(
     max_examples=_CASES,
     deadline=None,
+    derandomize="FUZZ_CASES" not in os.environ,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 

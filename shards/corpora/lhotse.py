@@ -91,7 +91,7 @@ def _read_cut(cut: Mapping[str, Any], source: str, path: Path) -> Items:
             yield Reject(source, "unreadable", f"a {cut['type']} is no piece of one file; save its audio with lhotse")
             return
         recording, supervisions, start_s = cut.get("recording"), list(cut["supervisions"]), float(cut["start"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:  # JSON has integers that no float holds
         yield Reject(source, "bad_json", f"not a cut of lhotse's ({error!r})")
         return
     if recording is None:
@@ -126,7 +126,7 @@ def _read_supervision(
             "emotion": emotion, "speaker": supervision.get("speaker"), "split": split,
             "language": None if language is None else _LANGUAGES.get(language.lower(), language.lower()),
         })  # fmt: skip
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         return Reject(source, "bad_json", f"not a supervision and a recording of lhotse's ({error!r})")
 
 
