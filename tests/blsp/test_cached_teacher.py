@@ -121,7 +121,7 @@ def test_no_second_pass_of_the_llm(world: World, monkeypatch: pytest.MonkeyPatch
     section = model_section(Path(world.shared["model"]["llm"]), world.root / "encoder", lora=LORA)
     model = SpeechLM.build(section, CPU)
     shard_set = ShardSet.open(world.root / "all" / "shards")
-    cached = cached_teacher(shard_set, model.frozen["llm"], model.template.fingerprint, 2.0)
+    cached = cached_teacher(shard_set, model.frozen["llm"], model.template.wording, 2.0)
     samples = shard_set.read_many(range(4), with_teacher=True)
     live_batch, cached_batch = (
         Collator(model.template, model.num_speech_tokens, {"continue": 1}, teacher is None, teacher)(
