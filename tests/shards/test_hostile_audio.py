@@ -127,8 +127,9 @@ def test_a_gigabyte_out_of_300_kilobytes_is_never_decoded(tmp_path: Path) -> Non
 def seeds() -> list[bytes]:
     """A clip in every format and encoding that libsndfile can write: some 150."""
     clip, files = 0.3 * np.sin(np.arange(4000) / 20), []
+    # SD2 leaves a second file, `._`, in the working folder, which libsndfile then takes for a part of every MP3.
     for form in soundfile.available_formats():
-        for subtype in soundfile.available_subtypes(form):
+        for subtype in soundfile.available_subtypes(form) if form != "SD2" else ():
             content = io.BytesIO()
             try:
                 soundfile.write(content, clip, 16000, format=form, subtype=subtype)
