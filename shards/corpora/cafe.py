@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from shards.corpora.corpus import Corpus, Items, audio_fault, audio_files, other_emotion
+from shards.corpora.corpus import Corpus, Items, audio_fault, audio_files, other_emotion, split_of
 from shards.manifest import Reject
 from shards.sample import Utterance
 
@@ -47,7 +47,7 @@ def read(root: Path) -> Items:
             yield fault
         else:
             actor = name["actor"]
-            split = "test" if actor in _TEST_ACTORS else "dev" if actor in _DEV_ACTORS else "train"
+            split = split_of(actor, _DEV_ACTORS, _TEST_ACTORS)
             yield Utterance(
                 id=f"cafe-{path.stem}", audio=str(path), text=_SENTENCES[name["sentence"]], corpus="cafe",
                 emotion=_EMOTIONS[name["emotion"]], speaker=actor, language="fr", split=split, licence=CORPUS.licence,

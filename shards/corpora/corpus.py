@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -100,3 +100,8 @@ def audio_files(root: Path, suffixes: tuple[str, ...], layout: str) -> list[Path
     if not found:
         raise ValueError(f"{root}: no {' or '.join(suffixes)} file in this folder or below; {layout}")
     return sorted(found)
+
+
+def split_of(speaker: str, dev: Collection[str], test: Collection[str]) -> str:
+    """`dev` or `test` for their speakers, `train` for all others."""
+    return "test" if speaker in test else "dev" if speaker in dev else "train"

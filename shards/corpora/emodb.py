@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from shards.corpora.corpus import Corpus, Items, audio_fault, audio_files, folder_of, other_emotion
+from shards.corpora.corpus import Corpus, Items, audio_fault, audio_files, folder_of, other_emotion, split_of
 from shards.manifest import Reject
 from shards.sample import Utterance
 
@@ -50,7 +50,7 @@ def read(root: Path) -> Items:
             yield fault
         else:
             speaker = name["speaker"]
-            split = "test" if speaker in _TEST_SPEAKERS else "dev" if speaker in _DEV_SPEAKERS else "train"
+            split = split_of(speaker, _DEV_SPEAKERS, _TEST_SPEAKERS)
             yield Utterance(
                 id=f"emodb-{path.stem}", audio=str(path), text=_SENTENCES[name["sentence"]], corpus="emodb",
                 emotion=_EMOTIONS[name["emotion"]], speaker=speaker, language="de", split=split, licence=CORPUS.licence,

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from shards.corpora.corpus import Corpus, Items, audio_fault, audio_files, other_emotion
+from shards.corpora.corpus import Corpus, Items, audio_fault, audio_files, other_emotion, split_of
 from shards.corpora.lines import rows
 from shards.manifest import Reject
 from shards.sample import Utterance
@@ -56,7 +56,7 @@ def read(root: Path) -> Items:
             yield fault
         else:
             speaker = found["speaker"]
-            split = "test" if speaker in _TEST_SPEAKERS else "dev" if speaker in _DEV_SPEAKERS else "train"
+            split = split_of(speaker, _DEV_SPEAKERS, _TEST_SPEAKERS)
             yield Utterance(
                 id=f"mead-{speaker}-{found['emotion']}-{found['level']}-{found['number']}", audio=str(path),
                 text=texts[place], corpus="mead", emotion=_EMOTIONS[found["emotion"]], speaker=speaker, language="en",

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import resource
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -351,55 +350,3 @@ def test_a_file_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
         pytest.raises(ValueError, match=r"_states\.pt: cannot be read \(input/output error\)"),
     ):
         checkpoint.load(mock.Mock(), tmp_path / "c" / "step-000005")
-
-
-class Killed(BaseException):
-    """The process is gone."""
-
-
-@contextmanager
-def killed_at(point: int) -> Iterator[list[str]]:
-    """The call of that number of all that change the disk is the first that does nothing. Yields the calls so far."""
-    calls: list[str] = []
-
-    def count(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*arguments: Any, **options: Any) -> Any:
-            calls.append(name)
-            if len(calls) >= point:
-                raise Killed
-            return call(*arguments, **options)
-
-        return counted
-
-    with ExitStack() as stack:
-        for owner, name in (
-            (os, "fsync"), (torch, "save"), (Path, "rename"), (Path, "replace"), (Path, "unlink"), (Path, "mkdir"),
-            (os, "rmdir"),
-        ):  # fmt: skip
-            stack.enter_context(mock.patch.object(owner, name, count(name, getattr(owner, name))))
-        yield calls
-
-
-@pytest.mark.slow
-def test_a_kill_at_any_point_leaves_a_valid_checkpoint(tmp_path: Path) -> None:
-    """As test_failing_saves.py has it, where no process can be traced."""
-    seen = set()
-    for point in itertools.count(1):
-        folder = tmp_path / f"{point}"
-        save(folder, 5, keep=1)
-        saver = Saver(Engine(), folder, keep=1)  # type: ignore[arg-type]
-        with killed_at(point) as calls, suppress(Killed):
-            saver.save(state(10))
-            saver._thread.join()
-            if saver.report() == Report.READY:
-                saver.hear([Report.READY])
-                saver._thread.join()
-        newest = newest_valid(folder)
-        assert newest is not None, calls
-        seen.add(newest.name)
-        if len(calls) < point:
-            break
-        save(folder, 15, keep=1)
-        assert names(folder) == ["step-000015"]
-    assert point > 15
-    assert seen == {"step-000005", "step-000010"}
